@@ -1,0 +1,38 @@
+"""Stands over one run: `python -m penstock.agent.supervisor <run directory>`.
+
+Starts the body first, while this process has one thread and no connection; then asks whether it may begin, keeps the
+lease, carries the output away and reports the end. It belongs to no agent: it lives on when its agent is gone.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from penstock.agent.body import start_body
+from penstock.agent.exit_code import ExitCode
+from penstock.agent.run_directory import RunDirectory
+
+
+def main() -> int:
+    """Supervise the run of the directory that the command line names."""
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    directory = RunDirectory(Path(sys.argv[1]))
+    if directory.take_charge() is None:
+        logging.error("another supervisor stands over this run")
+        return ExitCode.DROPPED
+    assignment = directory.assignment()
+    body = None
+    if directory.recorded_exit() is None:
+        try:
+            body = start_body(assignment, directory)
+        except OSError as error:
+            logging.error("the run's process cannot be started: %s", error)
+            return ExitCode.NOT_STARTED
+    # Only now: this import starts threads, and a process with threads should not fork.
+    from penstock.agent.supervision import supervise
+
+    return supervise(assignment, directory, body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""LIBRARY: what a flow's own code imports."""

@@ -1,0 +1,71 @@
+"""The command `penstock`: which sub-commands there are, and how a failure reaches its user.
+
+Whatever a sub-command needs beyond the parsing of its options it imports when it runs, so that `--help` is quick.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from penstock.cli import agent, get, logs, quickstart, register, run, server
+from penstock.cli.failures import CommandFailed
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="penstock",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # Plain help reads well in any pipe, and takes a third of the time.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quickstart")(quickstart.quickstart)
+app.add_typer(server.app)
+app.add_typer(agent.app)
+app.command("register")(register.register)
+app.command("run")(run.run)
+app.add_typer(get.app)
+app.command("logs")(logs.logs)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    # The transport's own remarks about connections that come and go are not for the user of a command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows its escape instead of failing the command.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app(prog_name="penstock")
+    except CommandFailed as failed:
+        typer.echo(f"penstock: {failed}", err=True)
+        sys.exit(failed.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"penstock {version('penstock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _penstock(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Create, queue, run and watch flow runs.
+
+    Commands find the services at PENSTOCK_ADDRESS, or at 127.0.0.1 and ports 4710 to 4712; PENSTOCK_TOKEN is sent
+    when it is set.
+
+    Exit codes: 0 all is well; 1 the run failed, or the call was refused; 2 the command line is wrong; 3 the run was
+    cancelled; 4 contact was lost while watching.
+    """

@@ -1,0 +1,320 @@
+"""The client, blocking and async: one line per verb and form, over the descriptions in the modules of the nouns.
+
+Both keep connections open until they are closed and may be used as context managers. A `Client` may be shared by
+threads; an `AsyncClient` belongs to the event loop in which it is first used. Every call has a deadline, bears the
+token and the trace context, and fails with a `PenstockError`. Lists ask for pages as they are iterated. Followers
+reconnect by themselves where they left off.
+"""
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+
+import grpc
+from opentelemetry.trace import SpanKind
+
+from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceStub
+from flowrun.v1.flow_service_pb2_grpc import FlowServiceStub
+from flowrun.v1.log_service_pb2_grpc import LogServiceStub
+from flowrun.v1.operator_service_pb2_grpc import OperatorServiceStub
+from penstock.client import agents, flow_runs, flows, logs
+from penstock.client.calls import Call, Following, Listing, Service
+from penstock.client.errors import PenstockError, error_of
+from penstock.client.reconnection import PATIENCE, Reconnection, ended_early
+from penstock.runtime import telemetry
+from penstock.runtime.channel import open_channel, open_sync_channel
+from penstock.runtime.settings import ClientSettings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# No stream is left to itself for ever: at this age it is opened again from its cursor, unnoticed by its reader.
+STREAM_AGE_MAX: Final = timedelta(minutes=15)
+
+_STUBS: Final[dict[Service, Callable[[Any], Any]]] = {
+    Service.FLOW: FlowServiceStub,
+    Service.FLOW_RUN: FlowRunServiceStub,
+    Service.LOG: LogServiceStub,
+    Service.OPERATOR: OperatorServiceStub,
+}
+
+
+def _named_after(describe: Callable[..., Any], method: T) -> T:
+    """Give a method the name, the text and the parameters of its description, for `help` and for editors."""
+    signature = inspect.signature(describe)
+    functools.update_wrapper(method, describe)  # type: ignore[arg-type]
+    client = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[client, *signature.parameters.values()], return_annotation=inspect.Signature.empty
+    )
+    return method
+
+
+def _asking(describe: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], T]":
+    def ask(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client.ask(describe(*args, **kwargs))
+
+    return _named_after(describe, ask)
+
+
+def _listing(describe: Callable[P, Listing[T]]) -> "Callable[Concatenate[Client, P], Iterator[T]]":
+    def list_all(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return client.list_all(describe(*args, **kwargs))
+
+    return _named_after(describe, list_all)
+
+
+def _following(describe: Callable[P, Following[T]]) -> "Callable[Concatenate[Client, P], Iterator[T]]":
+    def follow(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return client.follow(describe(*args, **kwargs))
+
+    return _named_after(describe, follow)
+
+
+def _waiting(describe: Callable[P, Following[T]]) -> "Callable[Concatenate[Client, P], T]":
+    def wait(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        (last,) = client.follow(describe(*args, **kwargs))
+        return last
+
+    return _named_after(describe, wait)
+
+
+def _async_asking(describe: Callable[P, Call[T]]) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
+    async def ask(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client.ask(describe(*args, **kwargs))
+
+    return _named_after(describe, ask)
+
+
+def _async_listing(describe: Callable[P, Listing[T]]) -> "Callable[Concatenate[AsyncClient, P], AsyncIterator[T]]":
+    def list_all(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return client.list_all(describe(*args, **kwargs))
+
+    return _named_after(describe, list_all)
+
+
+def _async_following(describe: Callable[P, Following[T]]) -> "Callable[Concatenate[AsyncClient, P], AsyncIterator[T]]":
+    def follow(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return client.follow(describe(*args, **kwargs))
+
+    return _named_after(describe, follow)
+
+
+def _async_waiting(
+    describe: Callable[P, Following[T]],
+) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
+    async def wait(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        (last,) = [item async for item in client.follow(describe(*args, **kwargs))]
+        return last
+
+    return _named_after(describe, wait)
+
+
+class _Connections:
+    """Where the services are, with one channel per address, opened when it is first needed."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        *,
+        settings: ClientSettings | None = None,
+        patience: timedelta = PATIENCE,
+    ) -> None:
+        settings = settings or ClientSettings.load()
+        addresses = (settings.flow_run_address, settings.log_address, settings.queue_address)
+        flow_run, log, queue = (address,) * 3 if address else addresses
+        self._addresses = {
+            Service.FLOW: flow_run,
+            Service.FLOW_RUN: flow_run,
+            Service.LOG: log,
+            Service.OPERATOR: queue,
+        }
+        self._token = settings.token if token is None else token
+        self._timeout = settings.timeout.total_seconds()
+        self._patience = patience
+        self._channels: dict[str, Any] = {}
+        self._stubs: dict[Service, Any] = {}
+
+    def _method(self, service: Service, rpc: str, opening: Callable[..., Any]) -> Any:
+        if service not in self._stubs:
+            address = self._addresses[service]
+            if address not in self._channels:
+                self._channels[address] = opening(address, token=self._token)
+            self._stubs[service] = _STUBS[service](self._channels[address])
+        return getattr(self._stubs[service], rpc)
+
+    def _error(self, error: grpc.RpcError, service: Service) -> PenstockError:
+        return error_of(error, self._addresses[service])
+
+
+class Client(_Connections):
+    """Speaks to the services of one installation, and blocks until they answer.
+
+    Without arguments it is told by the environment where they are: PENSTOCK_ADDRESS, PENSTOCK_TOKEN. A follower that
+    hears nothing for `patience` raises what keeps it from its server.
+    """
+
+    create_project = _asking(flows.create_project)
+    list_projects = _listing(flows.list_projects)
+    register_flow = _asking(flows.register_flow)
+    get_flow = _asking(flows.get_flow)
+    look_up_flow = _asking(flows.look_up_flow)
+    list_flows = _listing(flows.list_flows)
+    get_flow_group = _asking(flows.get_flow_group)
+    create_flow_run = _asking(flow_runs.create_flow_run)
+    get_flow_run = _asking(flow_runs.get_flow_run)
+    list_flow_runs = _listing(flow_runs.list_flow_runs)
+    list_transitions = _listing(flow_runs.list_transitions)
+    watch_flow_run = _following(flow_runs.watch_flow_run)
+    wait_for_flow_run = _waiting(flow_runs.wait_for_flow_run)
+    read_logs = _listing(logs.read_logs)
+    follow_logs = _following(logs.follow_logs)
+    list_agents = _listing(agents.list_agents)
+
+    def ask(self, call: Call[T]) -> T:
+        """Make a described call."""
+        method = self._method(call.service, call.rpc, open_sync_channel)
+        with _span_of(call):
+            try:
+                response = method(call.request, timeout=self._timeout)
+            except grpc.RpcError as error:
+                raise self._error(error, call.service) from None
+            return call.answer(response)
+
+    def list_all(self, listing: Listing[T]) -> Iterator[T]:
+        """Iterate over a described list, asking for its pages one by one."""
+        token: str | None = ""
+        while token is not None:
+            page = self.ask(listing.page(token))
+            yield from page.items
+            token = page.next_page_token or None
+
+    def follow(self, following: Following[T]) -> Iterator[T]:
+        """Iterate over a described stream to its end, however often it breaks."""
+        method = self._method(following.service, following.rpc, open_sync_channel)
+        cursor, reconnection = following.cursor, Reconnection(self._patience)
+        while True:
+            call = method(following.request(cursor), timeout=STREAM_AGE_MAX.total_seconds())
+            broken: PenstockError = ended_early(self._addresses[following.service])
+            try:
+                for response in call:
+                    reconnection.heard()
+                    step = following.read(response, cursor)
+                    cursor = step.cursor
+                    yield from step.items
+                    if step.ended:
+                        return
+            except grpc.RpcError as error:
+                broken = self._error(error, following.service)
+            finally:
+                call.cancel()
+            time.sleep(reconnection.pause_seconds(broken))
+
+    def close(self) -> None:
+        """Close all connections."""
+        channels, self._channels, self._stubs = self._channels, {}, {}
+        for channel in channels.values():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Connections):
+    """Speaks to the services of one installation without blocking its event loop; otherwise as `Client`."""
+
+    create_project = _async_asking(flows.create_project)
+    list_projects = _async_listing(flows.list_projects)
+    register_flow = _async_asking(flows.register_flow)
+    get_flow = _async_asking(flows.get_flow)
+    look_up_flow = _async_asking(flows.look_up_flow)
+    list_flows = _async_listing(flows.list_flows)
+    get_flow_group = _async_asking(flows.get_flow_group)
+    create_flow_run = _async_asking(flow_runs.create_flow_run)
+    get_flow_run = _async_asking(flow_runs.get_flow_run)
+    list_flow_runs = _async_listing(flow_runs.list_flow_runs)
+    list_transitions = _async_listing(flow_runs.list_transitions)
+    watch_flow_run = _async_following(flow_runs.watch_flow_run)
+    wait_for_flow_run = _async_waiting(flow_runs.wait_for_flow_run)
+    read_logs = _async_listing(logs.read_logs)
+    follow_logs = _async_following(logs.follow_logs)
+    list_agents = _async_listing(agents.list_agents)
+
+    async def ask(self, call: Call[T]) -> T:
+        """Make a described call."""
+        method = self._method(call.service, call.rpc, open_channel)
+        with _span_of(call):
+            try:
+                response = await method(call.request, timeout=self._timeout)
+            except grpc.RpcError as error:
+                raise self._error(error, call.service) from None
+            return call.answer(response)
+
+    async def list_all(self, listing: Listing[T]) -> AsyncIterator[T]:
+        """Iterate over a described list, asking for its pages one by one."""
+        token: str | None = ""
+        while token is not None:
+            page = await self.ask(listing.page(token))
+            for item in page.items:
+                yield item
+            token = page.next_page_token or None
+
+    async def follow(self, following: Following[T]) -> AsyncIterator[T]:
+        """Iterate over a described stream to its end, however often it breaks."""
+        method = self._method(following.service, following.rpc, open_channel)
+        cursor, reconnection = following.cursor, Reconnection(self._patience)
+        while True:
+            call = method(following.request(cursor), timeout=STREAM_AGE_MAX.total_seconds())
+            broken: PenstockError = ended_early(self._addresses[following.service])
+            try:
+                async for response in call:
+                    reconnection.heard()
+                    step = following.read(response, cursor)
+                    cursor = step.cursor
+                    for item in step.items:
+                        yield item
+                    if step.ended:
+                        return
+            except grpc.RpcError as error:
+                broken = self._error(error, following.service)
+            finally:
+                call.cancel()
+            await asyncio.sleep(reconnection.pause_seconds(broken))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        channels, self._channels, self._stubs = self._channels, {}, {}
+        for channel in channels.values():
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+@contextlib.contextmanager
+def _span_of(call: Call[Any]) -> Iterator[None]:
+    """Open the span that a call asks for. What it creates has a trace id even when nobody records the trace."""
+    if not call.span:
+        yield
+        return
+    with telemetry.tracer().start_as_current_span(call.span, kind=SpanKind.CLIENT):
+        unrecorded = None if telemetry.current_traceparent() else telemetry.context_from(telemetry.new_traceparent())
+        with contextlib.nullcontext() if unrecorded is None else telemetry.attached(unrecorded):
+            yield

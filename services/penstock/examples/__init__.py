@@ -1,0 +1,1 @@
+"""The flows and the data file that quickstart uses."""

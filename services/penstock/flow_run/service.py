@@ -1,0 +1,132 @@
+"""FlowRunService: reads the request, calls one operation, writes the answer."""
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import grpc
+
+from flowrun.v1 import flow_run_service_pb2 as pb
+from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceServicer
+from penstock.domain.flow_run import Created, Creation, Finishing, FlowRun, Starting, Transition
+from penstock.domain.ids import FlowRunId, TenantId
+from penstock.flow_run import operations
+from penstock.flow_run.operations import Started
+from penstock.runtime import telemetry
+from penstock.runtime.committer import Committer
+from penstock.runtime.drawing import Drawing
+from penstock.runtime.follow import Follower, Page
+from penstock.runtime.serving import tenant_of
+from penstock.storage.database import Database
+from penstock.wire import checks
+from penstock.wire import flow_runs as wire
+from penstock.wire.checks import Checks
+from penstock.wire.leases import lease_to_proto
+from penstock.wire.listing import listing
+from penstock.wire.pages import PageTokens, page_of, position_page_of
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Watches: TypeAlias = Follower[Transition, FlowRun]
+
+
+class FlowRunServicer(FlowRunServiceServicer):
+    """Serves flow runs. Creations, starts and finishes share their commits with the calls that arrive meanwhile."""
+
+    def __init__(
+        self,
+        database: Database,
+        tokens: PageTokens,
+        drawing: Drawing,
+        watches: Watches,
+        *,
+        creations: Committer[tuple[TenantId, Creation], Created],
+        startings: Committer[tuple[TenantId, Starting], Started],
+        finishings: Committer[tuple[TenantId, Finishing], FlowRun],
+    ) -> None:
+        self._database = database
+        self._tokens = tokens
+        self._drawing = drawing
+        self._watches = watches
+        self._creations = creations
+        self._startings = startings
+        self._finishings = finishings
+
+    async def CreateFlowRun(self, request: pb.CreateFlowRunRequest, context: Context) -> pb.CreateFlowRunResponse:
+        trace = telemetry.carrier() or {"traceparent": telemetry.new_traceparent()}
+        creation = wire.creation_of(
+            request,
+            new_id=self._drawing.id,
+            spare_name=self._drawing.name,
+            traceparent=trace["traceparent"],
+            tracestate=trace.get("tracestate", ""),
+        )
+        key = (creation.target, creation.idempotency_key) if creation.idempotency_key else creation.request_id
+        created = await self._creations.commit((tenant_of(context), creation), key=key)
+        return wire.created_to_proto(created)
+
+    async def StartFlowRun(self, request: pb.StartFlowRunRequest, context: Context) -> pb.StartFlowRunResponse:
+        starting = wire.starting_of(request)
+        started = await self._startings.commit((tenant_of(context), starting), key=starting.flow_run_id)
+        return pb.StartFlowRunResponse(flow_run=wire.flow_run_to_proto(started.run), lease=lease_to_proto(started.held))
+
+    async def FinishFlowRun(self, request: pb.FinishFlowRunRequest, context: Context) -> pb.FinishFlowRunResponse:
+        finishing = wire.finishing_of(request)
+        run = await self._finishings.commit((tenant_of(context), finishing), key=finishing.flow_run_id)
+        return pb.FinishFlowRunResponse(flow_run=wire.flow_run_to_proto(run))
+
+    async def GetFlowRun(self, request: pb.GetFlowRunRequest, context: Context) -> pb.GetFlowRunResponse:
+        flow_run_id = FlowRunId(checks.id_of("flow_run_id", request.flow_run_id))
+        run = await self._database.read(operations.get_flow_run, tenant_of(context), flow_run_id)
+        return pb.GetFlowRunResponse(flow_run=wire.flow_run_to_proto(run))
+
+    async def ListFlowRuns(self, request: pb.ListFlowRunsRequest, context: Context) -> pb.ListFlowRunsResponse:
+        found = Checks()
+        wanted = wire.run_filter_of(request, found)
+        page = page_of(request, found, self._tokens)
+        found.done()
+        one_more = replace(page, size=page.size + 1)
+        runs = await self._database.read(operations.list_flow_runs, tenant_of(context), wanted, one_more)
+        to_proto = partial(wire.flow_run_to_proto, whole=False)
+        shown, token = listing(runs, page.size, to_proto, lambda run: (run.create_time, run.id), self._tokens, request)
+        return pb.ListFlowRunsResponse(flow_runs=shown, next_page_token=token)
+
+    async def ListTransitions(self, request: pb.ListTransitionsRequest, context: Context) -> pb.ListTransitionsResponse:
+        found = Checks()
+        flow_run_id = FlowRunId(found.uuid("flow_run_id", request.flow_run_id))
+        page = position_page_of(request, found, self._tokens)
+        found.done()
+        one_more = replace(page, size=page.size + 1)
+        steps = await self._database.read(operations.list_transitions, tenant_of(context), flow_run_id, one_more)
+        shown, token = listing(
+            steps, page.size, wire.transition_to_proto, lambda step: (step.version,), self._tokens, request
+        )
+        return pb.ListTransitionsResponse(transitions=shown, next_page_token=token)
+
+    async def WatchFlowRun(  # type: ignore[override] # it writes; the stubs know only handlers that yield
+        self, request: pb.WatchFlowRunRequest, context: Context
+    ) -> None:
+        flow_run_id, version = wire.watching_of(request)
+        await self._database.read(operations.get_flow_run, tenant_of(context), flow_run_id)
+        async with aclosing(self._watches.follow(flow_run_id, version)) as pages:
+            async for page in pages:
+                for step, transition in page.items:
+                    version = step
+                    await context.write(pb.WatchFlowRunResponse(transition=wire.transition_to_proto(transition)))
+                if page.ended:
+                    end = pb.WatchEnd(flow_run=wire.flow_run_to_proto(page.ended))
+                    await context.write(pb.WatchFlowRunResponse(end=end))
+                elif not page.items:
+                    await context.write(pb.WatchFlowRunResponse(heartbeat=pb.WatchHeartbeat(version=version)))
+
+
+async def look(
+    database: Database, tenant: TenantId, versions: Mapping[FlowRunId, int]
+) -> Mapping[FlowRunId, Page[Transition, FlowRun]]:
+    """What the watches of a process ask for, all at once."""
+    found = await database.read(operations.look_at_flow_runs, tenant, versions)
+    return {
+        flow_run_id: Page([(step.version, step) for step in steps], ended)
+        for flow_run_id, (steps, ended) in found.items()
+    }

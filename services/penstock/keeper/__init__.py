@@ -1,0 +1,1 @@
+"""PROCESS: the runners nobody asks for, each safe to run twice."""

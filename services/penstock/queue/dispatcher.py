@@ -1,0 +1,253 @@
+"""One per process: takes due runs once for all its streams, and shares them out.
+
+It is woken by a hint, by new credit, by the next due time and by a sweep; it takes no more than it can place at once.
+An idle agent costs no query of its own.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
+from penstock.domain.agent import AgentHello, Offered
+from penstock.domain.errors import Refusal, SessionReplaced, Unavailable
+from penstock.domain.ids import LaneId, ProcessId, StreamId, TenantId
+from penstock.domain.lanes import Lane, Seat, share
+from penstock.domain.lease import Lease
+from penstock.domain.limits import OFFERS_BYTES_MAX, OFFERS_PER_TAKE_MAX
+from penstock.queue import operations
+from penstock.queue.operations import Grant, Taken
+from penstock.queue.stream import AgentStream
+from penstock.runtime import telemetry
+from penstock.runtime.drawing import Drawing
+from penstock.storage.database import Database
+
+LOGGER: Final = logging.getLogger(__name__)
+AWAY_PAUSE_SECONDS: Final = 0.5
+
+
+class Dispatcher:
+    """Hands due runs to the streams of this process. All its state may be lost: offers then expire and wait again."""
+
+    def __init__(
+        self,
+        database: Database,
+        drawing: Drawing,
+        *,
+        offer_lease: timedelta,
+        sweep_interval: timedelta,
+        heartbeat_interval: timedelta,
+    ) -> None:
+        self._database = database
+        self._drawing = drawing
+        self._holder = ProcessId(drawing.id())
+        self._offer_lease = offer_lease
+        self._sweep_seconds = sweep_interval.total_seconds()
+        self._heartbeat_seconds = heartbeat_interval.total_seconds()
+        self._streams: dict[StreamId, AgentStream] = {}
+        self._turns: dict[TenantId, LaneId] = {}
+        self._leaving: dict[StreamId, asyncio.Task[None]] = {}
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+        self._woken = asyncio.Event()
+        self._draining = False
+        self._unsure = False
+
+    def wake(self) -> None:
+        """Something may be due, or may be placed now. To be called on the event loop's thread."""
+        self._woken.set()
+
+    @asynccontextmanager
+    async def joined(self, tenant: TenantId, hello: AgentHello) -> AsyncIterator[tuple[AgentStream, list[Lease]]]:
+        """While it lasts the stream gets offers; leaving gives back those that were not accepted, at once."""
+        if self._draining:
+            raise going()
+        stream = AgentStream(tenant, hello, StreamId(self._drawing.id()), self.wake)
+        lost = await self._database.run(operations.join, tenant, hello, stream.id)
+        self._streams[stream.id] = stream
+        self._nobody.clear()
+        if self._draining:
+            stream.close(going())
+        try:
+            yield stream, lost
+        finally:
+            stream.close()
+            # In a task of its own, because the caller's may be cancelled: its agent is gone, the offers must not be.
+            self._leaving[stream.id] = asyncio.create_task(self._leave(stream))
+            await asyncio.shield(self._leaving[stream.id])
+
+    async def serve(self) -> None:
+        """Take and hand out, again and again, until cancelled."""
+        wait_seconds = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(wait_seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+            self._woken.clear()
+            try:
+                wait_seconds = min(await self.run_once(), self._sweep_seconds * random.uniform(0.8, 1))  # noqa: S311
+            except Refusal as refusal:
+                # Whether the last take was committed is not known: what it may have leased is given back first of all.
+                self._unsure = True
+                LOGGER.warning("handing out nothing for now: %s", refusal)
+                wait_seconds = AWAY_PAUSE_SECONDS
+                await asyncio.sleep(wait_seconds)
+
+    async def run_once(self) -> float:
+        """Hand out what is due and can be placed, for every tenant; return the seconds until more becomes due."""
+        waits = [self._sweep_seconds]
+        for tenant in sorted({stream.tenant for stream in self._streams.values() if stream.room > 0}):
+            if self._unsure:
+                await self._give_back_strays(tenant)
+            taken = await self._take(tenant)
+            if taken.next_due_in is not None:
+                waits.append(taken.next_due_in.total_seconds())
+        self._unsure = False
+        return max(0.0, min(waits))
+
+    async def keep_in_touch(self) -> None:
+        """Store once per heartbeat, for all streams in one statement, who lives; end streams that were replaced."""
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            try:
+                for tenant in sorted({stream.tenant for stream in self._streams.values()}):
+                    await self._store_who_lives(tenant)
+            except Refusal as refusal:
+                LOGGER.warning("cannot store which agents live: %s", refusal)
+
+    async def drain(self) -> None:
+        """Take nothing more, and end every stream so that its agent opens another elsewhere."""
+        self._draining = True
+        for stream in self._streams.values():
+            stream.close(going())
+        await self._nobody.wait()
+
+    async def _take(self, tenant: TenantId) -> Taken:
+        labels = {each.id: each.labels for each in self._of(tenant)}
+        room = {each.id: each.room for each in self._of(tenant)}
+        seats: list[Seat] = []
+
+        def rooms_of(lanes: Sequence[Lane]) -> Mapping[LaneId, int]:
+            in_turn = _in_turn(lanes, self._turns.get(tenant))
+            # Assigned anew each time, because a transaction that lost a race is tried again.
+            seats[:] = share(in_turn, labels, room, OFFERS_PER_TAKE_MAX)
+            rooms: dict[LaneId, int] = {}
+            for seat in seats:
+                rooms[seat.lane_id] = rooms.get(seat.lane_id, 0) + 1
+            return rooms
+
+        taken = await self._database.run(operations.take, tenant, rooms_of, holder=self._holder, ttl=self._offer_lease)
+        if seats:
+            self._turns[tenant] = seats[-1].lane_id
+        await self._hand_out(tenant, taken.grants, seats)
+        if taken.grants:
+            # There may be more behind these, and room that other lanes left unused.
+            self.wake()
+        return taken
+
+    async def _hand_out(self, tenant: TenantId, grants: Sequence[Grant], seats: Sequence[Seat]) -> None:
+        """Give each grant to a stream that has a seat for its lane; what cannot be placed any more is given back."""
+        batches: dict[StreamId, list[Grant]] = {}
+        stranded: list[Lease] = []
+        left = list(seats)
+        for grant in grants:
+            seat = next(each for each in left if each.lane_id == grant.entry.lane_id)
+            left.remove(seat)
+            batches.setdefault(seat.stream_id, []).append(grant)
+        for stream_id, batch in batches.items():
+            stream = self._streams.get(stream_id)
+            fitting = _fitting(batch) if stream and stream.room >= len(batch) else []
+            stranded += [grant.held.lease for grant in batch[len(fitting) :]]
+            if stream and fitting:
+                stream.offer([_offered(grant) for grant in fitting])
+        if stranded:
+            await self._database.run(operations.give_back, tenant, stranded, holder=self._holder)
+
+    async def _leave(self, stream: AgentStream) -> None:
+        """Give back what was not accepted. If the database is away, the offers expire instead."""
+        del self._streams[stream.id]
+        try:
+            await self._database.run(operations.give_back, stream.tenant, stream.in_hand, holder=self._holder)
+            await self._database.run(operations.leave, stream.tenant, stream.hello.agent_id, stream.id)
+        except Refusal as refusal:
+            LOGGER.warning("offers to agent %s wait until they expire: %s", stream.hello.name, refusal)
+        finally:
+            del self._leaving[stream.id]
+            if not self._streams and not self._leaving:
+                self._nobody.set()
+
+    async def _give_back_strays(self, tenant: TenantId) -> None:
+        in_hand = [lease for stream in self._of(tenant) for lease in stream.in_hand]
+        await self._database.run(operations.give_back_strays, tenant, in_hand, holder=self._holder)
+
+    async def _store_who_lives(self, tenant: TenantId) -> None:
+        heard_of = [stream for stream in self._of(tenant) if stream.heard_of]
+        for stream in heard_of:
+            stream.heard_of = False
+        streams = {stream.hello.agent_id: stream.id for stream in heard_of}
+        for stream_id in await self._database.run(operations.replaced, tenant, streams):
+            if (older := self._streams.get(stream_id)) is not None:
+                older.close(SessionReplaced(agent_id=str(older.hello.agent_id)))
+
+    def _of(self, tenant: TenantId) -> list[AgentStream]:
+        return [stream for stream in self._streams.values() if stream.tenant == tenant]
+
+
+def going() -> Unavailable:
+    """What streams are told when this process drains."""
+    return Unavailable(detail="this process is stopping; open the stream to another")
+
+
+def _in_turn(lanes: Sequence[Lane], last: LaneId | None) -> Sequence[Lane]:
+    """The lanes in their order, beginning behind the one that was served last, so that none is always the first."""
+    behind: Callable[[Lane], bool] = lambda lane: last is not None and lane.id <= last  # noqa: E731
+    return sorted(lanes, key=lambda lane: (behind(lane), lane.id))
+
+
+def _fitting(batch: Sequence[Grant]) -> Sequence[Grant]:
+    """The first grants whose offers one message can carry, and at least one."""
+    left = OFFERS_BYTES_MAX
+    for index, grant in enumerate(batch):
+        left -= len(grant.run.parameters_json) + len(grant.run.context_json) + _size_of_flow(grant)
+        if left < 0 and index:
+            return batch[:index]
+    return batch
+
+
+def _size_of_flow(grant: Grant) -> int:
+    declared = grant.flow.registration.parameters
+    environments = (grant.run.run_config.environment, grant.flow.registration.run_config.environment)
+    # Four bytes are the most that one character takes.
+    return 4 * (
+        sum(len(each.default_json or "") + len(each.description) + len(each.name) for each in declared)
+        + sum(len(name) + len(value) for each in environments for name, value in each.items())
+        + len(grant.flow.registration.description)
+    )
+
+
+def _offered(grant: Grant) -> Offered:
+    """The offer of a grant, with a span for the time that the run has waited, under the trace of its creation."""
+    waited = telemetry.tracer().start_span(
+        "queue wait",
+        context=telemetry.context_from(grant.run.traceparent, grant.run.tracestate),
+        kind=SpanKind.PRODUCER,
+        start_time=_nanoseconds(grant.entry.due_time.timestamp()),
+        attributes={"penstock.flow_run.id": str(grant.run.id), "penstock.fence": grant.entry.fence},
+    )
+    context = trace.set_span_in_context(waited, Context())
+    assert grant.entry.grant_time is not None
+    waited.end(_nanoseconds(grant.entry.grant_time.timestamp()))
+    return Offered(grant.run, grant.flow, grant.held, telemetry.carrier(context))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000) * 1_000

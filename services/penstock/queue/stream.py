@@ -1,0 +1,190 @@
+"""One agent's stream: credit in, offers out, liveness both ways. A stream carries; the dispatcher decides."""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any, Final, Protocol, TypeAlias
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from flowrun.v1 import queue_service_pb2 as pb
+from penstock.domain.agent import AgentHello, Offered
+from penstock.domain.errors import AgentSilent, InvalidRequest, Refusal, Unavailable, Violation
+from penstock.domain.ids import StreamId, TenantId
+from penstock.domain.lease import Lease
+from penstock.domain.limits import SILENCE_INTERVALS_MAX
+from penstock.domain.window import Window
+from penstock.wire import leases as wire
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+AGE_JITTER: Final = 0.1
+
+
+class AgentStream:
+    """What the dispatcher knows of one stream: who is at its other end, and what may be sent there.
+
+    Only the event loop's thread touches it. At most one batch of offers waits to be written, because a stream that has
+    one has no room: so a reader that stalls fills no memory.
+    """
+
+    def __init__(self, tenant: TenantId, hello: AgentHello, stream_id: StreamId, woken: Callable[[], None]) -> None:
+        self.tenant = tenant
+        self.hello = hello
+        self.id = stream_id
+        self.labels = frozenset(hello.labels)
+        self.heard_of = True
+        self._woken = woken
+        self._window = Window()
+        self._in_hand: dict[Lease, float] = {}
+        self._offers: Sequence[Offered] = ()
+        self._signs: deque[pb.Heartbeat] = deque()
+        self._beats = 0
+        self._echoed = 0
+        self._stirred = asyncio.Event()
+        self._closed = False
+        self._ending: Refusal | None = None
+
+    @property
+    def room(self) -> int:
+        """How many offers it would take now."""
+        return 0 if self._closed or self._offers else self._window.room
+
+    @property
+    def in_hand(self) -> list[Lease]:
+        """The offers it was given that may not have been accepted yet."""
+        now = asyncio.get_running_loop().time()
+        self._in_hand = {lease: until for lease, until in self._in_hand.items() if until > now}
+        return list(self._in_hand)
+
+    def offer(self, offers: Sequence[Offered]) -> None:
+        """Send offers. The caller has asked for room in the same breath."""
+        self._window.spend(len(offers))
+        now = asyncio.get_running_loop().time()
+        for each in offers:
+            self._in_hand[each.held.lease] = now + each.held.ttl.total_seconds()
+        self._offers = offers
+        self._stirred.set()
+
+    def hear(self, request: pb.StreamFlowRunsRequest) -> None:
+        """Take a message of the agent. Credit only ever grows, so a repeated one changes nothing."""
+        self.heard_of = True
+        match request.WhichOneof("message"):
+            case "credit":
+                if self._window.grant(request.credit.granted_total):
+                    self._woken()
+            case "heartbeat" if request.heartbeat.number < 0:
+                self._echoed = max(self._echoed, -request.heartbeat.number)
+            case "heartbeat":
+                # Two signs of life that were not written yet say as much as twenty: the rest is dropped, not queued.
+                if len(self._signs) < 2:
+                    self._signs.append(pb.Heartbeat(number=-request.heartbeat.number))
+                    self._stirred.set()
+            case "hello":
+                raise InvalidRequest((Violation("hello", "was said already; it comes first, and once"),))
+            case _:
+                raise InvalidRequest((Violation("message", "is required"),))
+
+    def beat(self) -> None:
+        """Send a heartbeat. Raises AgentSilent when those before it were not echoed: nobody reads at the other end."""
+        if self._beats - self._echoed >= SILENCE_INTERVALS_MAX:
+            raise AgentSilent(agent_id=str(self.hello.agent_id))
+        self._beats += 1
+        self._signs.append(pb.Heartbeat(number=self._beats))
+        self._stirred.set()
+
+    def close(self, ending: Refusal | None = None) -> None:
+        """Write nothing more, and end the stream: with OK, or as the refusal says."""
+        if not self._closed:
+            self._closed, self._ending = True, ending
+            self._stirred.set()
+
+    async def next_message(self) -> pb.StreamFlowRunsResponse | None:
+        """The next message to write; None once it is closed. Raises the refusal that it was closed with."""
+        while not (self._closed or self._offers or self._signs):
+            self._stirred.clear()
+            await self._stirred.wait()
+        if self._ending:
+            raise self._ending
+        if self._closed:
+            return None
+        if self._signs:
+            return pb.StreamFlowRunsResponse(heartbeat=self._signs.popleft())
+        offers = pb.Offers(offers=map(wire.offer_to_proto, self._offers))
+        return pb.StreamFlowRunsResponse(offers=offers)
+
+    def written(self, message: pb.StreamFlowRunsResponse) -> None:
+        """A message has left this process; once its offers have, the stream has room again."""
+        if message.WhichOneof("message") == "offers":
+            self._offers = ()
+            if self._window.room:
+                self._woken()
+
+
+class Streams(Protocol):
+    """Where streams are joined to what hands out work."""
+
+    def joined(
+        self, tenant: TenantId, hello: AgentHello
+    ) -> AbstractAsyncContextManager[tuple[AgentStream, list[Lease]]]:
+        """While it lasts the stream gets offers; leaving it gives back those that were not accepted."""
+        ...
+
+
+async def serve_agent(
+    requests: AsyncIterator[pb.StreamFlowRunsRequest],
+    context: Context,
+    tenant: TenantId,
+    streams: Streams,
+    *,
+    heartbeat_interval: timedelta,
+    age_max: timedelta,
+) -> None:
+    """Carry offers to one agent until it half-closes or falls silent, or its stream grows old or is closed."""
+    silence_seconds = heartbeat_interval.total_seconds() * SILENCE_INTERVALS_MAX
+    loop = asyncio.get_running_loop()
+    agent_id = "of this stream"
+    try:
+        async with asyncio.timeout(silence_seconds) as silence:
+            hello = await _first(requests)
+            agent_id = str(hello.agent_id)
+            async with streams.joined(tenant, hello) as (stream, lost), asyncio.TaskGroup() as tasks:
+                interval = Duration()
+                interval.FromTimedelta(heartbeat_interval)
+                welcome = pb.Welcome(lost=map(wire.lease_to_proto, lost), heartbeat_interval=interval)
+                await context.write(pb.StreamFlowRunsResponse(welcome=welcome))
+
+                async def listen() -> None:
+                    async for request in requests:
+                        silence.reschedule(loop.time() + silence_seconds)
+                        stream.hear(request)
+                    stream.close()
+
+                async def beat() -> None:
+                    while True:
+                        await asyncio.sleep(heartbeat_interval.total_seconds())
+                        stream.beat()
+
+                async def grow_old() -> None:
+                    await asyncio.sleep(age_max.total_seconds() * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER))  # noqa: S311
+                    stream.close(Unavailable(detail="the stream has grown old; open another"))
+
+                at_work = [tasks.create_task(each()) for each in (listen, beat, grow_old)]
+                while (message := await stream.next_message()) is not None:
+                    async with asyncio.timeout(silence_seconds):
+                        await context.write(message)
+                    stream.written(message)
+                for task in at_work:
+                    task.cancel()
+    except* TimeoutError:
+        raise AgentSilent(agent_id=agent_id) from None
+
+
+async def _first(requests: AsyncIterator[pb.StreamFlowRunsRequest]) -> AgentHello:
+    request = await anext(requests, None)
+    if request is None or request.WhichOneof("message") != "hello":
+        raise InvalidRequest((Violation("hello", "is required; it comes first, and once"),))
+    return wire.hello_of(request.hello)

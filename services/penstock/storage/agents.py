@@ -1,0 +1,81 @@
+"""Agents: who connected, on which stream, and when each was last heard of."""
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from penstock.domain.agent import Agent, AgentHello
+from penstock.domain.ids import AgentId, StreamId, TenantId
+from penstock.domain.queries import Page
+from penstock.storage import dialect
+from penstock.storage.database import Transaction
+from penstock.storage.queue import HOLDING
+from penstock.storage.schema import agents, queue_entries
+
+column = agents.c
+
+
+def connect(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: StreamId) -> None:
+    """Write an agent and the stream that is now its only one."""
+    insert = sqlite.insert if dialect.is_sqlite(tx.conn) else postgresql.insert
+    said = {
+        "name": hello.name,
+        "labels": hello.labels,
+        "slots": hello.slots,
+        "version": hello.version,
+        "stream_id": stream_id,
+        "connect_time": tx.now,
+        "last_seen_time": tx.now,
+    }
+    row = insert(agents).values(tenant_id=tenant, agent_id=hello.agent_id, **said)
+    tx.conn.execute(row.on_conflict_do_update(index_elements=[column.tenant_id, column.agent_id], set_=said))
+
+
+def disconnect(tx: Transaction, tenant: TenantId, agent_id: AgentId, stream_id: StreamId) -> None:
+    """Write that a stream ended, unless the agent has opened another since."""
+    this = (column.tenant_id == tenant, column.agent_id == agent_id, column.stream_id == stream_id)
+    tx.conn.execute(update(agents).where(*this).values(stream_id=None))
+
+
+def seen(tx: Transaction, tenant: TenantId, agent_ids: Iterable[AgentId]) -> Mapping[AgentId, UUID | None]:
+    """Write that these agents live, in one statement; return which stream is each one's present one."""
+    ids = sorted(agent_ids)
+    if not ids:
+        return {}
+    living = update(agents).where(column.tenant_id == tenant, column.agent_id.in_(ids)).values(last_seen_time=tx.now)
+    rows = tx.conn.execute(living.returning(column.agent_id, column.stream_id))
+    return {row.agent_id: row.stream_id for row in rows}
+
+
+def list_agents(tx: Transaction, tenant: TenantId, page: Page, *, proven_within: timedelta) -> list[Agent]:
+    """A page of agents, the last seen first. One is healthy if its stream is open and proved to live of late."""
+    held = queue_entries.c
+    used = (
+        select(func.count())
+        .where(held.tenant_id == tenant, held.holder == column.agent_id, held.phase.in_(HOLDING))
+        .scalar_subquery()
+    )
+    listed = select(agents, used.label("slots_used")).where(column.tenant_id == tenant)
+    if page.after:
+        listed = listed.where(tuple_(column.last_seen_time, column.agent_id) < tuple_(*page.after))
+    listed = listed.order_by(column.last_seen_time.desc(), column.agent_id.desc()).limit(page.size)
+    proven_since = tx.now - proven_within
+
+    def from_row(row: Row[Any]) -> Agent:
+        return Agent(
+            agent_id=row.agent_id,
+            name=row.name,
+            labels=row.labels,
+            slots=row.slots,
+            slots_used=row.slots_used,
+            version=row.version,
+            healthy=row.stream_id is not None and row.last_seen_time >= proven_since,
+            connect_time=row.connect_time,
+            last_seen_time=row.last_seen_time,
+        )
+
+    return list(map(from_row, tx.conn.execute(listed)))

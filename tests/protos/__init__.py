@@ -1,0 +1,1 @@
+"""Tests of the contract: its style, its history, and what was generated from it."""

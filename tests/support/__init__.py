@@ -1,0 +1,1 @@
+"""What tests are made with: builders, a clock, databases, servers."""
