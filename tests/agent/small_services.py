@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import grpc
-
 from flowrun.v1 import (
     flow_pb2,
     flow_run_pb2,
@@ -224,7 +222,7 @@ class SmallQueue(queue_service_pb2_grpc.QueueServiceServicer):
     def __init__(self, services: SmallServices) -> None:
         self._services = services
 
-    async def StreamFlowRuns(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:  # type: ignore[override]
+    async def StreamFlowRuns(self, requests: AsyncIterator[Any], context: Any) -> None:
         hello = await anext(aiter(requests))
         await self._services.called("StreamFlowRuns", hello)
         stream = SmallStream(hello.hello)

@@ -1,9 +1,7 @@
 """A supervisor as a real process, between real bodies and services on a socket."""
 
 import asyncio
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,7 +15,10 @@ import pytest
 from flowrun.v1 import log_pb2
 from penstock.agent.exit_code import ExitCode
 from penstock.agent.run_directory import Assignment, RunDirectory
+from penstock.domain.errors import InvalidRequest, Violation
+from tests.agent.collector import Collector
 from tests.agent.small_services import TRACE_ID, TRACEPARENT, Run, SmallServices
+from tests.agent.waiting import is_gone, number_in, until
 
 STREAM_NAMES = {
     log_pb2.LOG_STREAM_STDOUT: "stdout",
@@ -97,31 +98,6 @@ def supervisors(tmp_path: Path, services: SmallServices) -> Iterator[Supervisors
     started = Supervisors(tmp_path, services)
     yield started
     started.close()
-
-
-async def is_gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(10):
-            while is_alive(pid):
-                await asyncio.sleep(0.02)
-    return not is_alive(pid)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return status != "Z"
-
-
-async def number_in(file: Path) -> int:
-    """The number that a body writes into a file, once it is there."""
-    async with asyncio.timeout(20):
-        while not (file.exists() and file.read_text().endswith("\n")):
-            await asyncio.sleep(0.02)
-    return int(file.read_text())
 
 
 WAITING = """
@@ -260,9 +236,11 @@ async def test_raw_output_is_kept_as_it_was_written(services: SmallServices, sup
 
     await supervisors.supervise(run)
 
-    assert [
-        line.text or line.data for line in run.lines if line.stream == log_pb2.LOG_STREAM_STDOUT
-    ] == ["café", b"\xff\xfe", "no newline"]
+    assert [line.text or line.data for line in run.lines if line.stream == log_pb2.LOG_STREAM_STDOUT] == [
+        "café",
+        b"\xff\xfe",
+        "no newline",
+    ]
     assert [line.data for line in run.lines if line.stream == log_pb2.LOG_STREAM_STDERR] == [b"zero\0byte"]
 
 
@@ -305,7 +283,9 @@ async def test_a_file_that_cannot_be_imported_fails_with_its_own_error(
     assert "example_0.py" in run.end.failed.traceback
 
 
-async def test_user_code_knows_its_run_and_not_the_token(services: SmallServices, supervisors: Supervisors) -> None:
+async def test_user_code_knows_its_run_and_not_the_token(
+    services: SmallServices, supervisors: Supervisors, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A flow sees who it is, what the run config added and its trace, and no secret of the agent."""
     run = supervisors.flow(
         "import os\n@flow\ndef example(a):\n"
@@ -318,7 +298,7 @@ async def test_user_code_knows_its_run_and_not_the_token(services: SmallServices
         parameters_json='{"a": 1}',
         context_json='{"b": 2}',
     )
-    os.environ["PENSTOCK_TOKEN"] = "secret-token"
+    monkeypatch.setenv("PENSTOCK_TOKEN", "secret-token")
 
     await supervisors.supervise(run, environment={"ADDED": "yes"})
 
@@ -485,9 +465,7 @@ async def test_an_outage_loses_nothing(services: SmallServices, supervisors: Sup
 
     await services.stop()
     go.touch()
-    async with asyncio.timeout(20):
-        while not directory.exit_file.exists():
-            await asyncio.sleep(0.02)
+    assert await until(directory.exit_file.exists)
     await services.start()
 
     assert await exit_of(supervisor) == ExitCode.REPORTED
@@ -532,6 +510,21 @@ async def test_a_recorded_end_is_reported_by_the_next_supervisor(
     assert code == ExitCode.REPORTED
     assert run.state == "SUCCEEDED"
     assert counter.read_text() == "x"
+
+
+async def test_a_supervisor_that_reaches_nobody_ends_when_it_is_asked_to(
+    services: SmallServices, supervisors: Supervisors
+) -> None:
+    """After the grace it leaves the end where the next agent finds it."""
+    services.away = {"FinishFlowRun", "WriteLogs"}
+    directory = supervisors.prepare(supervisors.flow("@flow\ndef example(): print(1)\n"), stop_grace_seconds=0.3)
+    supervisor = supervisors.start(directory)
+    await services.until(lambda: "FinishFlowRun" in services.calls)
+
+    supervisor.terminate()
+
+    assert await exit_of(supervisor) == ExitCode.UNREPORTED
+    assert "succeeded" in (directory.recorded_exit() or "")
 
 
 async def test_a_second_supervisor_of_one_run_does_nothing(
@@ -586,7 +579,6 @@ async def test_lines_that_the_service_refuses_leave_a_visible_hole(
     services: SmallServices, supervisors: Supervisors
 ) -> None:
     """A line that will never be stored is replaced by one that says so, and the rest goes on."""
-    from penstock.domain.errors import InvalidRequest, Violation
 
     def refuse_bad(rpc: str, request: Any) -> None:
         if rpc == "WriteLogs" and any(line.text == "bad" for line in request.lines):
@@ -604,7 +596,6 @@ async def test_lines_that_the_service_refuses_leave_a_visible_hole(
 
 async def test_a_refused_result_becomes_a_failure(services: SmallServices, supervisors: Supervisors) -> None:
     """A result that the service will not take must not leave the run RUNNING for ever."""
-    from penstock.domain.errors import InvalidRequest, Violation
 
     def refuse_success(rpc: str, request: Any) -> None:
         if rpc == "FinishFlowRun" and request.HasField("succeeded"):
@@ -627,6 +618,27 @@ async def test_the_launchers_warnings_open_the_log(services: SmallServices, supe
     await supervisors.supervise(run, warnings=["The image is ignored."])
 
     assert [(line.text, line.level) for line in run.lines] == [("The image is ignored.", log_pb2.LOG_LEVEL_WARNING)]
+
+
+async def test_the_trace_goes_on_through_supervisor_and_code(
+    services: SmallServices, supervisors: Supervisors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor's span is a child of the launch, the code's spans are children of the supervisor's."""
+    async with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector.address}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_INSECURE", "true")
+        run = supervisors.flow(
+            "from opentelemetry import trace\n@flow\ndef example():\n"
+            "    with trace.get_tracer('mine').start_as_current_span('pour'):\n        print('inside')\n"
+        )
+
+        await supervisors.supervise(run)
+
+    supervised, code = collector.spans["run example"], collector.spans["pour"]
+    assert (supervised.service, supervised.trace_id) == ("penstock-supervisor", TRACE_ID)
+    assert supervised.parent_id == TRACEPARENT.split("-")[2]
+    assert (code.service, code.trace_id, code.parent_id) == ("penstock-flow", TRACE_ID, supervised.span_id)
+    assert [(line.trace_id, line.span_id) for line in run.lines] == [(TRACE_ID, code.span_id)]
 
 
 def test_supervisors_and_bodies_start_lean() -> None:

@@ -61,6 +61,16 @@ async def test_a_failure_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert [bool(record.exc_info) for record in caplog.records] == [True, False]
 
 
+async def test_a_success_ends_the_backing_off() -> None:
+    """After a run that succeeds the pauses are the ordinary ones again."""
+    work = Work(KeyError("oops"), enough=2)
+    runner = Runner("test", work.run_once, SOON, jitter=0)
+
+    await stopped_after(work, runner)
+
+    assert runner._pause() == SOON
+
+
 async def test_stopping_does_not_wait_for_the_interval() -> None:
     """A runner that pauses for an hour stops at once."""
     work = Work(enough=1)

@@ -86,7 +86,7 @@ async def test_a_message_beyond_the_limit_is_refused() -> None:
     options = [("grpc.max_send_message_length", -1)]
     async with served(Probe()) as server, grpc.aio.insecure_channel(server.address, options) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await ProbeStub(channel).Ask(of_size(MESSAGE_BYTES_MAX + 1))
+            await ProbeStub(channel).Send(iter([of_size(MESSAGE_BYTES_MAX + 1)]))
 
     assert refused.value.code() is StatusCode.RESOURCE_EXHAUSTED
 

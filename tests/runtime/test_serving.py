@@ -194,8 +194,8 @@ async def test_what_is_not_built_is_unimplemented() -> None:
     assert error.details() == f"{SERVICE}/Ask is not served by this version."
 
 
-async def test_an_abort_of_the_handler_passes() -> None:
-    """A servicer from elsewhere that aborts for itself is left alone."""
+async def test_an_abort_of_the_handler_passes(caplog: pytest.LogCaptureFixture) -> None:
+    """A servicer from elsewhere that aborts for itself is left alone, and nothing is logged about it."""
 
     async def aborting(request: Any, context: Any) -> None:
         await context.abort(StatusCode.NOT_FOUND, "no such thing")
@@ -205,6 +205,7 @@ async def test_an_abort_of_the_handler_passes() -> None:
 
     assert error.code() is StatusCode.NOT_FOUND
     assert error.details() == "no such thing"
+    assert caplog.records == []
 
 
 async def test_a_call_without_deadline_is_given_one() -> None:

@@ -55,8 +55,8 @@ async def collecting() -> AsyncIterator[tuple[Collector, str]]:
         await server.stop(0)
 
 
-async def output_of(program: str, **environ: str) -> str:
-    """What a Python process of its own prints."""
+async def output_of(program: str, *, with_errors: bool = False, **environ: str) -> str:
+    """What a Python process of its own prints, with or without what it warns of."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     paths = os.pathsep.join(filter(None, sys.path))
     process = await asyncio.create_subprocess_exec(
@@ -65,6 +65,7 @@ async def output_of(program: str, **environ: str) -> str:
         program,
         env=inherited | {"PYTHONPATH": paths} | environ,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT if with_errors else None,
     )
     async with asyncio.timeout(60):
         out, _ = await process.communicate()
@@ -86,7 +87,7 @@ async def test_spans_reach_the_collector_under_the_process_name() -> None:
     """With an endpoint, spans arrive at shutdown; neither OTEL_SERVICE_NAME nor a second call renames the process."""
     async with collecting() as (collector, endpoint):
         traceparent = await output_of(
-            TRACED, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_SERVICE_NAME="inherited", TRACEPARENT=""
+            TRACED, with_errors=True, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_SERVICE_NAME="inherited"
         )
 
     ((resource, span),) = collector.spans()

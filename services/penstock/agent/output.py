@@ -67,8 +67,8 @@ class RecordedOutput:
     emit: Callable[[Line], None]
     report: Report = field(default_factory=Report)
     _cutter: "_Cutter" = field(default_factory=lambda: _Cutter(MESSAGE_BYTES_MAX))
-    # Lines that were handed over before they ended, by stream.
-    _open: dict[str, str] = field(default_factory=dict)
+    # Lines that were handed over before they ended, by stream and thread.
+    _open: dict[tuple[Stream, int], str] = field(default_factory=dict)
 
     def feed(self, data: bytes) -> None:
         for record in self._cutter.feed(data):
@@ -77,9 +77,9 @@ class RecordedOutput:
     def end(self) -> None:
         for record in self._cutter.end():
             self._read(record)
-        for stream in ("stdout", "stderr"):
-            if text := self._open.pop(stream, ""):
-                self._emit_pieces(stream, text, {})
+        for (stream, _), text in self._open.items():
+            self._emit_pieces(stream, text, {})
+        self._open.clear()
 
     def _read(self, data: bytes) -> None:
         try:
@@ -105,13 +105,14 @@ class RecordedOutput:
         stream, text = record["stream"], record["text"]
         if stream not in ("stdout", "stderr", "logger") or not isinstance(text, str):
             raise ValueError(record)
-        text = self._open.pop(stream, "") + text
+        writer = stream, int(record.get("thread", 0))
+        text = self._open.pop(writer, "") + text
         if record.get("open") and len(text) < LOG_LINE_BYTES_MAX:
-            self._open[stream] = text
+            self._open[writer] = text
         else:
             self._emit_pieces(stream, text, record)
 
-    def _emit_pieces(self, stream: Any, text: str, record: Mapping[str, Any]) -> None:
+    def _emit_pieces(self, stream: Stream, text: str, record: Mapping[str, Any]) -> None:
         level, level_name = str(record.get("level", "")), str(record.get("level_name", ""))
         for piece in _pieces(text.encode("utf-8", "surrogateescape" if _is_escaped(text) else "replace"), None):
             self.emit(

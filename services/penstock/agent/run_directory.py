@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -67,9 +68,13 @@ class RunDirectory:
         directory = cls(data_dir / "runs" / f"{assignment.flow_run_id}-{assignment.fence}")
         directory.path.parent.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
         directory.path.mkdir(mode=DIRECTORY_MODE)
-        _write(directory.parameters_file, assignment.parameters_json or "{}")
-        _write(directory.context_file, assignment.context_json or "{}")
-        _write(directory.lease_file, json.dumps(asdict(assignment)))
+        try:
+            _write(directory.parameters_file, assignment.parameters_json or "{}")
+            _write(directory.context_file, assignment.context_json or "{}")
+            _write(directory.lease_file, json.dumps(asdict(assignment)))
+        except OSError:
+            directory.remove()
+            raise
         return directory
 
     def assignment(self) -> Assignment:
@@ -101,10 +106,10 @@ class RunDirectory:
         return self.exit_file.read_text(encoding="utf-8") if self.exit_file.exists() else None
 
     def last_words(self) -> str:
-        """The last line that the supervisor wrote about itself."""
+        """The last line that the supervisor wrote about itself, without time and level."""
         with contextlib.suppress(OSError):
             lines = self.output_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            return lines[-1] if lines else ""
+            return re.sub(r"^\S+ \S+ [A-Z]+: ", "", lines[-1]) if lines else ""
         return ""
 
     def remove(self) -> None:

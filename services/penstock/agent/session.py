@@ -188,17 +188,18 @@ class Stream:
         self._writing = asyncio.Lock()
         self._offered = 0
         self._granted = 0
-        self._interval = CALL_WAIT_MAX.total_seconds()
+        self._interval = 0.0  # the queue says how often, with its welcome
         self._heartbeats = 0
         self._echoed = 0
         self._heard = time.monotonic()
-        self._welcomed: float | None = None
+        self._welcomed = asyncio.Event()
+        self._welcome_time = 0.0
         self._call: Any = None
 
     @property
     def lived(self) -> bool:
         """Whether the queue welcomed us, and that lasted at least one heartbeat."""
-        return self._welcomed is not None and time.monotonic() - self._welcomed >= self._interval
+        return self._welcomed.is_set() and time.monotonic() - self._welcome_time >= self._interval
 
     async def run(self) -> None:
         """Serve the stream; returns when it ended in good order, raises StreamLost or SessionOver otherwise."""
@@ -243,13 +244,14 @@ class Stream:
             )
 
     def _welcome(self, welcome: queue_service_pb2.Welcome) -> None:
-        self._welcomed = time.monotonic()
+        self._welcome_time = time.monotonic()
         self._interval = welcome.heartbeat_interval.ToTimedelta().total_seconds() or self._interval
         for lease in welcome.lost:
             self._leases.stop((lease.flow_run_id, lease.fence))
         labels = f"labels {', '.join(self._hello.labels)}" if self._hello.labels else "no labels"
         slots = "1 slot" if self._hello.slots == 1 else f"{self._hello.slots} slots"
         _say(f"Agent {self._hello.name} is connected to {self._settings.queue_address} with {slots} and {labels}.")
+        self._welcomed.set()
         self._intake.changed.set()
 
     async def _hear(self, number: int) -> None:
@@ -260,6 +262,7 @@ class Stream:
 
     async def _beat(self) -> None:
         """Send heartbeats. The queue that leaves them unanswered does not hear us, even if we hear it."""
+        await self._welcomed.wait()
         while True:
             await asyncio.sleep(self._interval)
             if self._heartbeats - self._echoed >= SILENCE_INTERVALS_MAX:
@@ -268,6 +271,11 @@ class Stream:
             await self._write(Request(heartbeat=queue_service_pb2.Heartbeat(number=self._heartbeats)))
 
     async def _watch_silence(self) -> None:
+        try:
+            async with asyncio.timeout(CALL_WAIT_MAX.total_seconds()):
+                await self._welcomed.wait()
+        except TimeoutError:
+            raise StreamLost("the queue did not answer Hello") from None
         while True:
             silence = time.monotonic() - self._heard
             if silence >= self._interval * SILENCE_INTERVALS_MAX:
@@ -283,7 +291,7 @@ class Stream:
                     await self._call.done_writing()
                 return
             allowed = self._offered + self._intake.free
-            if self._welcomed is not None and not self._intake.draining and allowed > self._granted:
+            if self._welcomed.is_set() and not self._intake.draining and allowed > self._granted:
                 self._granted = allowed
                 await self._write(Request(credit=queue_service_pb2.Credit(granted_total=allowed)))
                 continue  # what changed meanwhile was perhaps cleared by another who waits for changes

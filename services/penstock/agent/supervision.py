@@ -160,7 +160,7 @@ class Supervision:
                 _LOGGER.warning("the run could not be started: %s", refusal_details(error).message)
                 if not passes(error):
                     return Permission.REFUSED
-                await self._pause(backoff.seconds(error))
+                await self._pause(min(backoff.seconds(error), max(0.0, self._lease.left())))
                 continue
             self._lease.renewed(answer.lease, sent)
             if answer.flow_run.state == flow_run_pb2.FLOW_RUN_STATE_RUNNING:
@@ -179,8 +179,8 @@ class Supervision:
             body.kill()
             self._writer.close()
             code = await self._report(self._failed(f"The supervisor of the run failed: {error!r}"))
-        patience = self._assignment.stop_grace_seconds if self._asked_to_stop.is_set() else LINES_SECONDS_MAX
-        await asyncio.wait({writing}, timeout=patience)
+        await self._or_asked(writing, LINES_SECONDS_MAX)
+        await asyncio.wait({writing}, timeout=self._assignment.stop_grace_seconds)
         for task in (keeping, writing):
             task.cancel()
         await asyncio.gather(keeping, writing, return_exceptions=True)
@@ -312,7 +312,7 @@ class Supervision:
                 else:
                     if self._asked_to_stop.is_set():
                         give_up = min(give_up, time.monotonic() + self._assignment.stop_grace_seconds)
-                    await asyncio.sleep(backoff.seconds(error))
+                    await self._pause(backoff.seconds(error))
                 continue
             self._mark_span(request)
             return ExitCode.REPORTED
@@ -341,7 +341,16 @@ class Supervision:
         return min(CALL_WAIT_MAX.total_seconds(), max(0.1, self._lease.left()))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not longer than until the lease ends or somebody asks to stop."""
-        asked: asyncio.Task[Any] = asyncio.create_task(self._asked_to_stop.wait())
-        await asyncio.wait({asked}, timeout=min(seconds, max(0.0, self._lease.left())))
+        """Wait before the next try; somebody who asks to stop ends the wait once."""
+        sleeping = asyncio.create_task(asyncio.sleep(seconds))
+        if self._asked_to_stop.is_set():
+            await sleeping
+        else:
+            await self._or_asked(sleeping, seconds)
+            sleeping.cancel()
+
+    async def _or_asked(self, task: "asyncio.Task[Any]", seconds: float) -> None:
+        """Wait for a task, but not longer than that, nor after somebody asked to stop."""
+        asked = asyncio.create_task(self._asked_to_stop.wait())
+        await asyncio.wait({task, asked}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()

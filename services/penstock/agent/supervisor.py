@@ -15,7 +15,7 @@ from penstock.agent.run_directory import RunDirectory
 
 def main() -> int:
     """Supervise the run of the directory that the command line names."""
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     directory = RunDirectory(Path(sys.argv[1]))
     if directory.take_charge() is None:
         logging.error("another supervisor stands over this run")

@@ -193,8 +193,9 @@ def _parameters_of(function: Callable[..., object]) -> tuple[tuple[Parameter, ..
         if declared.kind is declared.VAR_KEYWORD:
             accepts_extra = True
         elif declared.kind in (declared.POSITIONAL_ONLY, declared.VAR_POSITIONAL):
+            name = declared.replace(annotation=declared.empty)  # with its star, and without its type
             raise TypeError(
-                f"flow {function.__name__!r}: parameter {declared} cannot be given by name, "
+                f"flow {function.__name__!r}: parameter {name} cannot be given by name, "
                 "and a run gives its parameters by name"
             )
         else:

@@ -4,6 +4,7 @@
 A supervisor that is gone never makes a print fail.
 """
 
+import atexit
 import contextlib
 import io
 import json
@@ -45,16 +46,18 @@ class Records:
 
 
 class RecordedStream(io.TextIOBase):
-    """Stands in for `sys.stdout` or `sys.stderr`. Bytes written to its `buffer` go the way of the raw descriptor."""
+    """Stands in for `sys.stdout` or `sys.stderr`. Bytes written to its `buffer` go the way of the raw descriptor.
+
+    Each thread has a line of its own that has not ended yet, so that the prints of two threads are never mixed.
+    """
 
     def __init__(self, records: Records, stream: str, replaced: TextIO) -> None:
         self._records = records
         self._stream = stream
         self._replaced = replaced
-        self._open_line = ""
-        self._lock = threading.RLock()
+        self._open_lines: dict[int, str] = {}
         self.buffer = replaced.buffer
-        os.register_at_fork(after_in_child=self._begin_anew)
+        os.register_at_fork(after_in_child=self._open_lines.clear)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -73,29 +76,30 @@ class RecordedStream(io.TextIOBase):
     def write(self, text: str, /) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        with self._lock:
-            *lines, self._open_line = (self._open_line + text).split("\n")
-            for line in lines:
-                self._records.line(self._stream, line)
-            if len(self._open_line) >= LOG_LINE_BYTES_MAX:
-                self._hand_over_open_line()
+        thread = threading.get_ident()
+        *lines, rest = (self._open_lines.pop(thread, "") + text).split("\n")
+        for line in lines:
+            self._records.line(self._stream, line, thread=thread)
+        if len(rest) >= LOG_LINE_BYTES_MAX:
+            self._records.line(self._stream, rest, thread=thread, open=True)
+        elif rest:
+            self._open_lines[thread] = rest
         return len(text)
 
     def flush(self) -> None:
-        """Hand over a line that has not ended yet, so that it outlives this process."""
-        with self._lock:
-            if self._open_line:
-                self._hand_over_open_line()
+        """Hand over this thread's line that has not ended yet, so that it outlives this process."""
+        self._hand_over(threading.get_ident())
         with contextlib.suppress(OSError, ValueError):
             self._replaced.flush()
 
-    def _hand_over_open_line(self) -> None:
-        self._records.line(self._stream, self._open_line, open=True)
-        self._open_line = ""
+    def end(self) -> None:
+        """Hand over the lines that threads which ended left open."""
+        for thread in list(self._open_lines):
+            self._hand_over(thread)
 
-    def _begin_anew(self) -> None:
-        self._open_line = ""
-        self._lock = threading.RLock()
+    def _hand_over(self, thread: int) -> None:
+        if rest := self._open_lines.pop(thread, ""):
+            self._records.line(self._stream, rest, thread=thread, open=True)
 
 
 class RecordsHandler(logging.Handler):
@@ -124,8 +128,10 @@ class RecordsHandler(logging.Handler):
 
 def install(records: Records, level: str) -> None:
     """Let everything that this process prints and logs go to the records."""
-    sys.stdout = RecordedStream(records, "stdout", sys.__stdout__ or sys.stdout)
-    sys.stderr = RecordedStream(records, "stderr", sys.__stderr__ or sys.stderr)
+    stdout = sys.stdout = RecordedStream(records, "stdout", sys.__stdout__ or sys.stdout)
+    stderr = sys.stderr = RecordedStream(records, "stderr", sys.__stderr__ or sys.stderr)
+    for stream in (stdout, stderr):
+        atexit.register(stream.end)
     root = logging.getLogger()
     root.addHandler(RecordsHandler(records))
     root.setLevel(level)

@@ -40,7 +40,7 @@ def _value_of(kind: str, name: str, text: str) -> Any:
     try:
         return _parsed(text)
     except json.JSONDecodeError as error:
-        # Nobody who writes a bare word means JSON; whoever writes a quote or a bracket does, and has mistyped.
+        # Nobody who writes a bare word means JSON; whoever writes a quote does, and has mistyped.
         if error.msg in ("Expecting value", "Extra data") and '"' not in text:
             return text
         raise _malformed(kind, name, text, str(error)) from error

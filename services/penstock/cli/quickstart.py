@@ -224,8 +224,9 @@ class _Quickstart:
 
 def _place_in(directory: Path, ports: Mapping[str, int]) -> "Place":
     from penstock.cli.suite import Place
-    from penstock.runtime.settings import PREFIX, environment
+    from penstock.runtime.settings import PREFIX, KeeperSettings, environment
 
     # Whatever the environment says about another installation has no say in this one.
     environ = {name: value for name, value in environment().items() if not name.startswith(PREFIX)}
-    return Place(HOST, ports, {**environ, f"{PREFIX}DATA_DIR": str(directory)})
+    environ[f"{PREFIX}DATA_DIR"] = str(directory)
+    return Place(HOST, ports, KeeperSettings.load(environ).database_url, environ)

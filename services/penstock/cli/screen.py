@@ -42,13 +42,14 @@ class Screen:
         for part in parts:
             content, style = part if isinstance(part, tuple) else (part, "")
             text.append(safe(content), style=style)
+        text.rstrip()
         self._console.print(text, soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print rows under headings. A terminal that is too narrow folds cells; nothing is cut."""
+        """Print rows under headings. A narrow terminal folds cells, but never the first: an id is there to be copied."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for heading in headings:
-            table.add_column(heading, overflow="fold", no_wrap=not self._console.is_terminal)
+        for number, heading in enumerate(headings):
+            table.add_column(heading, overflow="fold", no_wrap=number == 0 or not self._console.is_terminal)
         for row in rows:
             table.add_row(*(Text(safe(cell), style=STYLES.get(cell, "")) for cell in row))
         self._console.print(table)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from penstock.cli.health import Health
     from penstock.cli.screen import Screen
     from penstock.cli.suite import Place
-    from penstock.runtime.settings import ServiceSettings
 
 PORT_BASE = 4710
 
@@ -57,8 +56,8 @@ def start(
                 environ[f"PENSTOCK_{name}"] = str(value)
         # What all four are told alike is read, and refused, here once.
         settings = KeeperSettings.load(environ)
-        place = Place(settings.host, ports_from(port_base), environ)
-        sys.exit(asyncio.run(_serve(place, settings)))
+        place = Place(settings.host, ports_from(port_base), settings.database_url, environ)
+        sys.exit(asyncio.run(_serve(place)))
 
 
 @app.command("status")
@@ -80,7 +79,7 @@ def status(
     sys.exit(0 if all(health.serving for health in found) else EXIT_FAILED)
 
 
-async def _serve(place: "Place", settings: "ServiceSettings") -> int:
+async def _serve(place: "Place") -> int:
     from penstock.cli.screen import Screen
     from penstock.cli.signals import until_signalled
     from penstock.cli.suite import Suite, SuiteFailed
@@ -90,7 +89,7 @@ async def _serve(place: "Place", settings: "ServiceSettings") -> int:
 
     async def serve() -> None:
         await suite.start()
-        _say_ready(screen, place, settings)
+        _say_ready(screen, place)
         await suite.keep()
 
     try:
@@ -109,9 +108,9 @@ def _say(screen: "Screen", name: str, line: str) -> None:
     screen.line((f"{name:<8} | ", colours.get(name, "blue")), line)
 
 
-def _say_ready(screen: "Screen", place: "Place", settings: "ServiceSettings") -> None:
+def _say_ready(screen: "Screen", place: "Place") -> None:
     where = ", ".join(f"{name} {place.address(name)}" for name in ("flow_run", "queue", "log", "keeper"))
-    screen.line(("Penstock is ready: ", "bold green"), f"{where}; database {_without_password(settings.database_url)}")
+    screen.line(("Penstock is ready: ", "bold green"), f"{where}; database {_without_password(place.database_url)}")
     if place.ports["flow_run"] != PORT_BASE:
         screen.line("Commands find it with: ", " ".join(f"{n}={v}" for n, v in place.client_environ().items()))
 
@@ -125,7 +124,7 @@ def _addresses(host: str | None, port_base: int | None) -> Mapping[str, str]:
     from penstock.runtime.settings import ClientSettings, KeeperSettings
 
     client, keeper = ClientSettings.load(), KeeperSettings.load()
-    place = Place(host or keeper.host, ports_from(port_base or PORT_BASE), {})
+    place = Place(host or keeper.host, ports_from(port_base or PORT_BASE), "", {})
     if host is not None or port_base is not None:
         return {name: place.address(name) for name in ("flow_run", "queue", "log", "keeper")}
     return {

@@ -126,10 +126,11 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the services of one suite are, and with what environment they are started."""
+    """Where the services of one suite and their database are, and with what environment they are started."""
 
     host: str
     ports: Mapping[str, int]
+    database_url: str
     environ: Mapping[str, str]
 
     def address(self, name: str) -> str:
@@ -186,9 +187,8 @@ class Suite:
             child.signal(SIGTERM)
 
     async def _migrate(self) -> None:
-        child = await Child.start(
-            "migrations", "penstock.storage.migrations", environ=self.place.environ, say=self._say
-        )
+        module, url = "penstock.storage.migrations", self.place.database_url
+        child = await Child.start("migrations", module, url, environ=self.place.environ, say=self._say)
         try:
             code = await child.end()
         except asyncio.CancelledError:

@@ -21,7 +21,7 @@ from penstock.domain.flow_run import (
     plan,
     repeated,
 )
-from penstock.domain.ids import FlowGroupId, FlowId, FlowRunId, TenantId
+from penstock.domain.ids import FlowGroupId, FlowId, FlowRunId, LaneId, TenantId
 from penstock.domain.lanes import LaneKey
 from penstock.domain.lease import (
     Change,
@@ -51,20 +51,25 @@ def create_flow_runs(tx: Transaction, tenant: TenantId, creations: Sequence[Crea
     """Create runs whole: keys first, then lanes, then run, first transition and queue entry of the fresh ones.
 
     What is refused claims no key, and a key that was used before answers even where its flow could no longer be run.
+    A lane is a name that runs share; it stays where it was interned for a run that is then refused for its parent.
     """
     planned = _plan(tx, tenant, creations)
     keys.claim(tx, tenant, (each for creation in creations if _goes(planned, creation) for each in _claims(creation)))
     owners = keys.find(tx, tenant, (key for creation in creations for key in _keys(creation)))
-    fresh = [creation for creation in creations if _goes(planned, creation) and _owner(creation, owners) is None]
+    repeats = _repeats(creations, owners)
+    fresh = [each for each in creations if _goes(planned, each) and each.flow_run_id not in repeats]
+    runs = {each.flow_run_id: _run(planned[each.flow_run_id]) for each in fresh}
+    lane_ids = lanes.intern(tx, tenant, map(_lane_of, runs.values()))
     orphaned = _without_parent(tx, tenant, fresh)
-    keys.forget(tx, tenant, list(orphaned))
-    _insert(tx, tenant, [_run(planned[each.flow_run_id]) for each in fresh if each.flow_run_id not in orphaned])
+    # A repeat that brought one known key and one new one has claimed the new one for a run that is never made.
+    claimants = {claim.flow_run_id for claim in owners.values()}
+    keys.forget(tx, tenant, [*orphaned, *(claimants & repeats.keys())])
+    _insert(tx, tenant, [run for run in runs.values() if run.id not in orphaned], lane_ids)
 
-    firsts = {claim.flow_run_id for each in creations if (claim := _owner(each, owners))}
-    known = flow_runs.by_id(tx, tenant, firsts) if firsts else {}
+    known = flow_runs.by_id(tx, tenant, {claim.flow_run_id for claim in repeats.values()}) if repeats else {}
 
     def outcome(creation: Creation) -> Created | Refusal:
-        claim = _owner(creation, owners)
+        claim = repeats.get(creation.flow_run_id)
         if claim is None:
             answer = orphaned.get(creation.flow_run_id) or planned[creation.flow_run_id]
             return answer if isinstance(answer, Refusal) else Created(answer.id, answer, fresh=True)
@@ -157,12 +162,12 @@ def look_at_flow_runs(
     Steps are read before runs, so a run that moves in between shows its later steps at the next look.
     """
     steps = flow_runs.transitions_after(tx, tenant, versions)
-    runs = flow_runs.by_id(tx, tenant, versions)
+    final = flow_runs.final_by_id(tx, tenant, versions)
 
     def shown_final(flow_run_id: FlowRunId) -> FlowRun | None:
-        run = runs.get(flow_run_id)
+        run = final.get(flow_run_id)
         seen = steps[flow_run_id][-1].version if steps[flow_run_id] else versions[flow_run_id]
-        return run if run and run.final and run.version <= seen else None
+        return run if run and run.version <= seen else None
 
     return {flow_run_id: (steps[flow_run_id], shown_final(flow_run_id)) for flow_run_id in versions}
 
@@ -279,13 +284,18 @@ def _claims(creation: Creation) -> Iterable[Claim]:
     return (Claim(key, creation.flow_run_id, fingerprint) for key in _keys(creation))
 
 
-def _owner(creation: Creation, owners: Mapping[Key, Claim]) -> Claim | None:
-    """Who has one of the creation's keys, if that is not the creation itself."""
-    for key in _keys(creation):
-        claim = owners.get(key)
-        if claim is not None and claim.flow_run_id != creation.flow_run_id:
-            return claim
-    return None
+def _repeats(creations: Sequence[Creation], owners: Mapping[Key, Claim]) -> Mapping[FlowRunId, Claim]:
+    """The creations that have been made before, and by which claim: one of their keys belongs to another run.
+
+    That run may itself be a repeat in this flush, of one before it.
+    """
+    repeats: dict[FlowRunId, Claim] = {}
+    for creation in creations:
+        found = filter(None, map(owners.get, _keys(creation)))
+        claim = next((each for each in found if each.flow_run_id != creation.flow_run_id), None)
+        if claim is not None:
+            repeats[creation.flow_run_id] = repeats.get(claim.flow_run_id, claim)
+    return repeats
 
 
 def _repeat(creation: Creation, claim: Claim, first: FlowRun | None) -> Created | Refusal:
@@ -309,11 +319,11 @@ def _without_parent(tx: Transaction, tenant: TenantId, creations: Sequence[Creat
     }
 
 
-def _insert(tx: Transaction, tenant: TenantId, runs: Sequence[FlowRun]) -> None:
-    if not runs:
-        return
-    lane_ids = lanes.intern(tx, tenant, (LaneKey(run.labels, run.group_id) for run in runs))
-    entries = [first_entry(run, lane_ids[LaneKey(run.labels, run.group_id)]) for run in runs]
+def _lane_of(run: FlowRun) -> LaneKey:
+    return LaneKey(run.labels, run.group_id)
+
+
+def _insert(tx: Transaction, tenant: TenantId, runs: Sequence[FlowRun], lane_ids: Mapping[LaneKey, LaneId]) -> None:
     flow_runs.insert(tx, tenant, runs)
     flow_runs.insert_transitions(tx, tenant, [birth(run) for run in runs])
-    queue.insert(tx, tenant, entries)
+    queue.insert(tx, tenant, [first_entry(run, lane_ids[_lane_of(run)]) for run in runs])

@@ -26,7 +26,9 @@ async def main() -> int:
     check_revision(engine)
     database = Database(engine, DatabaseClock(), threads=settings.database_threads)
 
-    expiry = Runner("expired leases", partial(database.run, expire_leases, DEFAULT_TENANT), settings.sweep_interval)
+    longest = max(settings.held_lease, settings.offer_lease)
+    expire = partial(database.run, expire_leases, DEFAULT_TENANT, ttl=longest)
+    expiry = Runner("expired leases", expire, settings.sweep_interval)
     server = Server(
         Serving(token=settings.token), host=settings.host, port=settings.port, reflection=settings.with_reflection
     )

@@ -16,11 +16,12 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
+from flowrun.v1 import lease_pb2
 from penstock.domain.agent import AgentHello, Offered
 from penstock.domain.errors import Refusal, SessionReplaced, Unavailable
 from penstock.domain.ids import LaneId, ProcessId, StreamId, TenantId
 from penstock.domain.lanes import Lane, Seat, share
-from penstock.domain.lease import Lease
+from penstock.domain.lease import HeldLease, Lease
 from penstock.domain.limits import OFFERS_BYTES_MAX, OFFERS_PER_TAKE_MAX
 from penstock.queue import operations
 from penstock.queue.operations import Grant, Taken
@@ -28,6 +29,7 @@ from penstock.queue.stream import AgentStream
 from penstock.runtime import telemetry
 from penstock.runtime.drawing import Drawing
 from penstock.storage.database import Database
+from penstock.wire import leases as wire
 
 LOGGER: Final = logging.getLogger(__name__)
 AWAY_PAUSE_SECONDS: Final = 0.5
@@ -53,12 +55,16 @@ class Dispatcher:
         self._heartbeat_seconds = heartbeat_interval.total_seconds()
         self._streams: dict[StreamId, AgentStream] = {}
         self._turns: dict[TenantId, LaneId] = {}
-        self._leaving: dict[StreamId, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._present: set[StreamId] = set()
         self._nobody = asyncio.Event()
         self._nobody.set()
         self._woken = asyncio.Event()
         self._draining = False
-        self._unsure = False
+        self._taking = asyncio.Lock()
+        self._taken_for: set[TenantId] = set()
+        # Tenants with a take of which it is not known whether it was committed, or where its grants went.
+        self._unsure: set[TenantId] = set()
 
     def wake(self) -> None:
         """Something may be due, or may be placed now. To be called on the event loop's thread."""
@@ -70,18 +76,21 @@ class Dispatcher:
         if self._draining:
             raise going()
         stream = AgentStream(tenant, hello, StreamId(self._drawing.id()), self.wake)
-        lost = await self._database.run(operations.join, tenant, hello, stream.id)
-        self._streams[stream.id] = stream
+        self._present.add(stream.id)
         self._nobody.clear()
-        if self._draining:
-            stream.close(going())
+        # In tasks of their own, because the caller's may be cancelled: its agent is gone, the offers must not be, and
+        # an opening that is committed after all must not pass for the agent's present one.
+        joining = asyncio.create_task(self._database.run(operations.join, tenant, hello, stream.id))
         try:
+            lost = await asyncio.shield(joining)
+            self._admit(stream)
             yield stream, lost
         finally:
             stream.close()
-            # In a task of its own, because the caller's may be cancelled: its agent is gone, the offers must not be.
-            self._leaving[stream.id] = asyncio.create_task(self._leave(stream))
-            await asyncio.shield(self._leaving[stream.id])
+            leaving = asyncio.create_task(self._leave(stream, joining))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            await asyncio.shield(leaving)
 
     async def serve(self) -> None:
         """Take and hand out, again and again, until cancelled."""
@@ -96,22 +105,20 @@ class Dispatcher:
             try:
                 wait_seconds = min(await self.run_once(), self._sweep_seconds * random.uniform(0.8, 1))  # noqa: S311
             except Refusal as refusal:
-                # Whether the last take was committed is not known: what it may have leased is given back first of all.
-                self._unsure = True
                 LOGGER.warning("handing out nothing for now: %s", refusal)
-                wait_seconds = AWAY_PAUSE_SECONDS
-                await asyncio.sleep(wait_seconds)
+                await asyncio.sleep(AWAY_PAUSE_SECONDS)
+                wait_seconds = 0.0
 
     async def run_once(self) -> float:
         """Hand out what is due and can be placed, for every tenant; return the seconds until more becomes due."""
         waits = [self._sweep_seconds]
-        for tenant in sorted({stream.tenant for stream in self._streams.values() if stream.room > 0}):
-            if self._unsure:
+        async with self._taking:
+            for tenant in sorted(self._unsure):
                 await self._give_back_strays(tenant)
-            taken = await self._take(tenant)
-            if taken.next_due_in is not None:
-                waits.append(taken.next_due_in.total_seconds())
-        self._unsure = False
+            for tenant in sorted({stream.tenant for stream in self._streams.values() if stream.room > 0}):
+                taken = await self._take(tenant)
+                if taken.next_due_in is not None:
+                    waits.append(taken.next_due_in.total_seconds())
         return max(0.0, min(waits))
 
     async def keep_in_touch(self) -> None:
@@ -125,10 +132,19 @@ class Dispatcher:
                 LOGGER.warning("cannot store which agents live: %s", refusal)
 
     async def drain(self) -> None:
-        """Take nothing more, and end every stream so that its agent opens another elsewhere."""
+        """Take nothing more, end every stream so that its agent opens another elsewhere, and give back every offer.
+
+        A closed stream has no room, so a take that is under way hands out nothing; what it leased is given back too.
+        """
         self._draining = True
         for stream in self._streams.values():
             stream.close(going())
+        async with self._taking:
+            for tenant in sorted(self._taken_for):
+                try:
+                    await self._database.run(operations.give_back_strays, tenant, (), holder=self._holder)
+                except Refusal as refusal:
+                    LOGGER.warning("offers that were not accepted wait until they expire: %s", refusal)
         await self._nobody.wait()
 
     async def _take(self, tenant: TenantId) -> Taken:
@@ -145,10 +161,13 @@ class Dispatcher:
                 rooms[seat.lane_id] = rooms.get(seat.lane_id, 0) + 1
             return rooms
 
+        self._taken_for.add(tenant)
+        self._unsure.add(tenant)
         taken = await self._database.run(operations.take, tenant, rooms_of, holder=self._holder, ttl=self._offer_lease)
         if seats:
             self._turns[tenant] = seats[-1].lane_id
         await self._hand_out(tenant, taken.grants, seats)
+        self._unsure.discard(tenant)
         if taken.grants:
             # There may be more behind these, and room that other lanes left unused.
             self.wake()
@@ -165,38 +184,51 @@ class Dispatcher:
             batches.setdefault(seat.stream_id, []).append(grant)
         for stream_id, batch in batches.items():
             stream = self._streams.get(stream_id)
-            fitting = _fitting(batch) if stream and stream.room >= len(batch) else []
-            stranded += [grant.held.lease for grant in batch[len(fitting) :]]
-            if stream and fitting:
-                stream.offer([_offered(grant) for grant in fitting])
+            offers = _fitting(batch) if stream and stream.room >= len(batch) else []
+            stranded += [grant.held.lease for grant in batch[len(offers) :]]
+            if stream and offers:
+                stream.offer(offers)
         if stranded:
             await self._database.run(operations.give_back, tenant, stranded, holder=self._holder)
 
-    async def _leave(self, stream: AgentStream) -> None:
+    def _admit(self, stream: AgentStream) -> None:
+        """Let a stream have offers. Of one agent's streams only the newest goes on."""
+        self._streams[stream.id] = stream
+        if self._draining:
+            stream.close(going())
+        same_agent = [each for each in self._of(stream.tenant) if each.hello.agent_id == stream.hello.agent_id]
+        for older in sorted(same_agent, key=lambda each: each.id)[:-1]:
+            older.close(_replaced(older))
+
+    async def _leave(self, stream: AgentStream, joining: asyncio.Task[list[Lease]]) -> None:
         """Give back what was not accepted. If the database is away, the offers expire instead."""
-        del self._streams[stream.id]
+        self._streams.pop(stream.id, None)
+        await asyncio.wait([joining])
         try:
-            await self._database.run(operations.give_back, stream.tenant, stream.in_hand, holder=self._holder)
+            if in_hand := stream.in_hand:
+                await self._database.run(operations.give_back, stream.tenant, in_hand, holder=self._holder)
+                self.wake()
             await self._database.run(operations.leave, stream.tenant, stream.hello.agent_id, stream.id)
         except Refusal as refusal:
             LOGGER.warning("offers to agent %s wait until they expire: %s", stream.hello.name, refusal)
         finally:
-            del self._leaving[stream.id]
-            if not self._streams and not self._leaving:
+            self._present.discard(stream.id)
+            if not self._present:
                 self._nobody.set()
 
     async def _give_back_strays(self, tenant: TenantId) -> None:
         in_hand = [lease for stream in self._of(tenant) for lease in stream.in_hand]
         await self._database.run(operations.give_back_strays, tenant, in_hand, holder=self._holder)
+        self._unsure.discard(tenant)
 
     async def _store_who_lives(self, tenant: TenantId) -> None:
         heard_of = [stream for stream in self._of(tenant) if stream.heard_of]
         for stream in heard_of:
             stream.heard_of = False
-        streams = {stream.hello.agent_id: stream.id for stream in heard_of}
+        streams = {stream.id: stream.hello.agent_id for stream in heard_of}
         for stream_id in await self._database.run(operations.replaced, tenant, streams):
             if (older := self._streams.get(stream_id)) is not None:
-                older.close(SessionReplaced(agent_id=str(older.hello.agent_id)))
+                older.close(_replaced(older))
 
     def _of(self, tenant: TenantId) -> list[AgentStream]:
         return [stream for stream in self._streams.values() if stream.tenant == tenant]
@@ -207,35 +239,32 @@ def going() -> Unavailable:
     return Unavailable(detail="this process is stopping; open the stream to another")
 
 
+def _replaced(older: AgentStream) -> SessionReplaced:
+    return SessionReplaced(agent_id=str(older.hello.agent_id))
+
+
 def _in_turn(lanes: Sequence[Lane], last: LaneId | None) -> Sequence[Lane]:
     """The lanes in their order, beginning behind the one that was served last, so that none is always the first."""
     behind: Callable[[Lane], bool] = lambda lane: last is not None and lane.id <= last  # noqa: E731
     return sorted(lanes, key=lambda lane: (behind(lane), lane.id))
 
 
-def _fitting(batch: Sequence[Grant]) -> Sequence[Grant]:
-    """The first grants whose offers one message can carry, and at least one."""
+def _fitting(batch: Sequence[Grant]) -> list[tuple[HeldLease, lease_pb2.Offer]]:
+    """The offers of the first grants that one message can carry, and of at least one."""
     left = OFFERS_BYTES_MAX
-    for index, grant in enumerate(batch):
-        left -= len(grant.run.parameters_json) + len(grant.run.context_json) + _size_of_flow(grant)
-        if left < 0 and index:
-            return batch[:index]
-    return batch
+    offers: list[tuple[HeldLease, lease_pb2.Offer]] = []
+    for grant in batch:
+        offer = wire.offer_to_proto(Offered(grant.run, grant.flow, grant.held, {}))
+        left -= offer.ByteSize()
+        if left < 0 and offers:
+            break
+        offer.trace_context.update(_waited(grant))
+        offers.append((grant.held, offer))
+    return offers
 
 
-def _size_of_flow(grant: Grant) -> int:
-    declared = grant.flow.registration.parameters
-    environments = (grant.run.run_config.environment, grant.flow.registration.run_config.environment)
-    # Four bytes are the most that one character takes.
-    return 4 * (
-        sum(len(each.default_json or "") + len(each.description) + len(each.name) for each in declared)
-        + sum(len(name) + len(value) for each in environments for name, value in each.items())
-        + len(grant.flow.registration.description)
-    )
-
-
-def _offered(grant: Grant) -> Offered:
-    """The offer of a grant, with a span for the time that the run has waited, under the trace of its creation."""
+def _waited(grant: Grant) -> Mapping[str, str]:
+    """Traces the time that a run has waited, under the trace of its creation; the context to go on in."""
     waited = telemetry.tracer().start_span(
         "queue wait",
         context=telemetry.context_from(grant.run.traceparent, grant.run.tracestate),
@@ -246,7 +275,7 @@ def _offered(grant: Grant) -> Offered:
     context = trace.set_span_in_context(waited, Context())
     assert grant.entry.grant_time is not None
     waited.end(_nanoseconds(grant.entry.grant_time.timestamp()))
-    return Offered(grant.run, grant.flow, grant.held, telemetry.carrier(context))
+    return telemetry.carrier(context)
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -150,14 +150,13 @@ def release_flow_runs(tx: Transaction, tenant: TenantId, releasings: Sequence[Re
             return LeaseOutcome.STARTED
         return released(entry, run, execution, now=tx.now, delay=releasing.delay, reason=releasing.reason)
 
-    decisions = [decide(each) for each in releasings]
-    changes = [each for each in decisions if isinstance(each, Change)]
+    # A lease may be named twice: its first mention decides.
+    decisions = {each.lease: decide(each) for each in reversed(releasings)}
+    changes = [each for each in decisions.values() if isinstance(each, Change)]
     queue.save(tx, tenant, changes)
     executions.advance(tx, tenant, [each.execution for each in changes if each.execution])
-    return [
-        LeaseResult(lease, LeaseOutcome.RELEASED if isinstance(each, Change) else each)
-        for lease, each in zip(leases, decisions, strict=True)
-    ]
+    outcomes = {lease: LeaseOutcome.RELEASED if isinstance(each, Change) else each for lease, each in decisions.items()}
+    return [LeaseResult(lease, outcomes[lease]) for lease in leases]
 
 
 def join(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: StreamId) -> list[Lease]:
@@ -172,10 +171,17 @@ def leave(tx: Transaction, tenant: TenantId, agent_id: AgentId, stream_id: Strea
     agents.disconnect(tx, tenant, agent_id, stream_id)
 
 
-def replaced(tx: Transaction, tenant: TenantId, streams: Mapping[AgentId, StreamId]) -> list[StreamId]:
-    """Write that the agents of these streams live; return the streams whose agent has opened another since."""
-    present = agents.seen(tx, tenant, streams)
-    return [stream for agent, stream in streams.items() if present.get(agent) != stream]
+def replaced(tx: Transaction, tenant: TenantId, streams: Mapping[StreamId, AgentId]) -> list[StreamId]:
+    """Write that the agents of these streams live; return the streams whose agent has opened another since.
+
+    An agent without a present stream gets its newest one back: an older one, whose opening was committed late, took its
+    place and has ended.
+    """
+    present = agents.seen(tx, tenant, streams.values())
+    forgotten = {agent: stream for stream, agent in sorted(streams.items()) if present.get(agent) is None}
+    for agent, stream in forgotten.items():
+        agents.reconnect(tx, tenant, agent, stream)
+    return [stream for stream, agent in streams.items() if present.get(agent) not in (None, stream)]
 
 
 def list_agents(tx: Transaction, tenant: TenantId, page: Page, *, proven_within: timedelta) -> list[Agent]:

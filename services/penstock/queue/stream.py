@@ -6,16 +6,18 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from flowrun.v1 import lease_pb2
 from flowrun.v1 import queue_service_pb2 as pb
-from penstock.domain.agent import AgentHello, Offered
+from penstock.domain.agent import AgentHello
 from penstock.domain.errors import AgentSilent, InvalidRequest, Refusal, Unavailable, Violation
 from penstock.domain.ids import StreamId, TenantId
-from penstock.domain.lease import Lease
+from penstock.domain.lease import HeldLease, Lease
 from penstock.domain.limits import SILENCE_INTERVALS_MAX
 from penstock.domain.window import Window
 from penstock.wire import leases as wire
@@ -40,7 +42,7 @@ class AgentStream:
         self._woken = woken
         self._window = Window()
         self._in_hand: dict[Lease, float] = {}
-        self._offers: Sequence[Offered] = ()
+        self._offers: Sequence[lease_pb2.Offer] = ()
         self._signs: deque[pb.Heartbeat] = deque()
         self._beats = 0
         self._echoed = 0
@@ -56,17 +58,16 @@ class AgentStream:
     @property
     def in_hand(self) -> list[Lease]:
         """The offers it was given that may not have been accepted yet."""
-        now = asyncio.get_running_loop().time()
-        self._in_hand = {lease: until for lease, until in self._in_hand.items() if until > now}
+        self._forget_expired()
         return list(self._in_hand)
 
-    def offer(self, offers: Sequence[Offered]) -> None:
-        """Send offers. The caller has asked for room in the same breath."""
+    def offer(self, offers: Sequence[tuple[HeldLease, lease_pb2.Offer]]) -> None:
+        """Send offers, each with its lease. The caller has asked for room in the same breath."""
         self._window.spend(len(offers))
+        self._forget_expired()
         now = asyncio.get_running_loop().time()
-        for each in offers:
-            self._in_hand[each.held.lease] = now + each.held.ttl.total_seconds()
-        self._offers = offers
+        self._in_hand.update((held.lease, now + held.ttl.total_seconds()) for held, _ in offers)
+        self._offers = [offer for _, offer in offers]
         self._stirred.set()
 
     def hear(self, request: pb.StreamFlowRunsRequest) -> None:
@@ -77,7 +78,7 @@ class AgentStream:
                 if self._window.grant(request.credit.granted_total):
                     self._woken()
             case "heartbeat" if request.heartbeat.number < 0:
-                self._echoed = max(self._echoed, -request.heartbeat.number)
+                self._echoed = max(self._echoed, min(self._beats, -request.heartbeat.number))
             case "heartbeat":
                 # Two signs of life that were not written yet say as much as twenty: the rest is dropped, not queued.
                 if len(self._signs) < 2:
@@ -113,8 +114,7 @@ class AgentStream:
             return None
         if self._signs:
             return pb.StreamFlowRunsResponse(heartbeat=self._signs.popleft())
-        offers = pb.Offers(offers=map(wire.offer_to_proto, self._offers))
-        return pb.StreamFlowRunsResponse(offers=offers)
+        return pb.StreamFlowRunsResponse(offers=pb.Offers(offers=self._offers))
 
     def written(self, message: pb.StreamFlowRunsResponse) -> None:
         """A message has left this process; once its offers have, the stream has room again."""
@@ -122,6 +122,12 @@ class AgentStream:
             self._offers = ()
             if self._window.room:
                 self._woken()
+
+    def _forget_expired(self) -> None:
+        """Offers last equally long, so those that expired come first."""
+        now = asyncio.get_running_loop().time()
+        for lease in list(takewhile(lambda each: self._in_hand[each] <= now, self._in_hand)):
+            del self._in_hand[lease]
 
 
 class Streams(Protocol):

@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Row, func, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from penstock.domain.agent import Agent, AgentHello
 from penstock.domain.ids import AgentId, StreamId, TenantId
@@ -21,7 +20,6 @@ column = agents.c
 
 def connect(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: StreamId) -> None:
     """Write an agent and the stream that is now its only one."""
-    insert = sqlite.insert if dialect.is_sqlite(tx.conn) else postgresql.insert
     said = {
         "name": hello.name,
         "labels": hello.labels,
@@ -31,8 +29,16 @@ def connect(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: Str
         "connect_time": tx.now,
         "last_seen_time": tx.now,
     }
-    row = insert(agents).values(tenant_id=tenant, agent_id=hello.agent_id, **said)
-    tx.conn.execute(row.on_conflict_do_update(index_elements=[column.tenant_id, column.agent_id], set_=said))
+    row = {"tenant_id": tenant, "agent_id": hello.agent_id, **said}
+    if not dialect.insert_unless_present(tx.conn, agents, [row]):
+        this = (column.tenant_id == tenant, column.agent_id == hello.agent_id)
+        tx.conn.execute(update(agents).where(*this).values(said))
+
+
+def reconnect(tx: Transaction, tenant: TenantId, agent_id: AgentId, stream_id: StreamId) -> None:
+    """Write that a stream is its agent's present one, unless another one is."""
+    this = (column.tenant_id == tenant, column.agent_id == agent_id, column.stream_id.is_(None))
+    tx.conn.execute(update(agents).where(*this).values(stream_id=stream_id))
 
 
 def disconnect(tx: Transaction, tenant: TenantId, agent_id: AgentId, stream_id: StreamId) -> None:
@@ -43,7 +49,7 @@ def disconnect(tx: Transaction, tenant: TenantId, agent_id: AgentId, stream_id: 
 
 def seen(tx: Transaction, tenant: TenantId, agent_ids: Iterable[AgentId]) -> Mapping[AgentId, UUID | None]:
     """Write that these agents live, in one statement; return which stream is each one's present one."""
-    ids = sorted(agent_ids)
+    ids = sorted(set(agent_ids))
     if not ids:
         return {}
     living = update(agents).where(column.tenant_id == tenant, column.agent_id.in_(ids)).values(last_seen_time=tx.now)

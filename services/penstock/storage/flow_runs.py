@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from pendulum import DateTime
 from sqlalchemy import Row, Select, bindparam, select, tuple_, update
 
 from penstock.domain.errors import FlowRunNotFound
@@ -75,6 +74,14 @@ def save_moves(tx: Transaction, tenant: TenantId, moves: Sequence[tuple[FlowRun,
 def by_id(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, FlowRun]:
     """These runs, whole; the ones that do not exist are left out."""
     found = select(flow_runs).where(run.tenant_id == tenant, run.flow_run_id.in_(list(ids)))
+    return {each.id: each for each in map(_from_row, tx.conn.execute(found))}
+
+
+def final_by_id(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, FlowRun]:
+    """Those of these runs that are final, whole."""
+    found = select(flow_runs).where(
+        run.tenant_id == tenant, run.flow_run_id.in_(list(ids)), run.finish_time.is_not(None)
+    )
     return {each.id: each for each in map(_from_row, tx.conn.execute(found))}
 
 
@@ -158,8 +165,3 @@ def _from_row(row: Row[Any]) -> FlowRun:
 
 def _step_from_row(row: Row[Any]) -> Transition:
     return Transition(**{name: getattr(row, name) for name in Transition.__slots__})
-
-
-def as_page_key(each: FlowRun) -> tuple[DateTime, FlowRunId]:
-    """Where the list goes on after this run."""
-    return each.create_time, each.id

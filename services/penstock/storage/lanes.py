@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row
 
 from penstock.domain.ids import LaneId, TenantId
 from penstock.domain.lanes import Lane, LaneKey
@@ -49,9 +49,3 @@ def lane_id(digest: bytes) -> LaneId:
 def from_row(row: Row[Any]) -> Lane:
     """A lane from a row of its table."""
     return Lane(row.lane_id, LaneKey(row.labels, row.flow_group_id))
-
-
-def by_id(tx: Transaction, tenant: TenantId, ids: Iterable[LaneId]) -> Mapping[LaneId, Lane]:
-    """These lanes; the ones that do not exist are left out."""
-    found = select(lanes).where(column.tenant_id == tenant, column.lane_id.in_(list(ids)))
-    return {each.id: each for each in map(from_row, tx.conn.execute(found))}

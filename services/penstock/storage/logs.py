@@ -231,12 +231,14 @@ class _Holds(FunctionElement[bool]):
 
 @compiles(_Holds, "postgresql")
 def _holds_on_postgresql(element: _Holds, compiler: SQLCompiler, **words: Any) -> str:
-    return f"position({', '.join(compiler.process(each, **words) for each in reversed(list(element.clauses)))}) > 0"
+    whole, part = (compiler.process(each, **words) for each in element.clauses)
+    return f"(position({part} IN {whole}) > 0)"
 
 
 @compiles(_Holds, "sqlite")
 def _holds_on_sqlite(element: _Holds, compiler: SQLCompiler, **words: Any) -> str:
-    return f"instr({', '.join(compiler.process(each, **words) for each in element.clauses)}) > 0"
+    whole, part = (compiler.process(each, **words) for each in element.clauses)
+    return f"(instr({whole}, {part}) > 0)"
 
 
 # The most that a line's numbers, times, trace and tags take in a message; a character takes up to four bytes there.

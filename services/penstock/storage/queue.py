@@ -4,7 +4,7 @@ Entries are locked in a statement of their own, with fence and phase in its WHER
 are read in the next statement, because one that is joined into the locking statement can be stale.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -25,9 +25,10 @@ from sqlalchemy import (
     update,
 )
 
-from penstock.domain.ids import FlowRunId, LaneId, ProcessId, TenantId
+from penstock.domain.ids import LaneId, ProcessId, TenantId
 from penstock.domain.lanes import Lane
 from penstock.domain.lease import Change, Entry, Lease, Phase
+from penstock.domain.limits import LEASES_PER_CALL_MAX
 from penstock.storage import dialect, flow_runs, lanes
 from penstock.storage.database import Transaction
 from penstock.storage.schema import lanes as lanes_table
@@ -144,12 +145,10 @@ def hold(
     tx: Transaction, tenant: TenantId, leases: Iterable[Lease], phases: Sequence[Phase] = HOLDING
 ) -> dict[Lease, Entry]:
     """Lock the entries that these leases still hold, in the order of their runs. A lease not among them is over."""
-    pairs = [(lease.flow_run_id, lease.fence) for lease in leases]
-    if not pairs:
+    asked = list(leases)
+    if not asked:
         return {}
-    held = select(queue_entries).where(
-        entry.tenant_id == tenant, tuple_(entry.flow_run_id, entry.fence).in_(pairs), entry.phase.in_(phases)
-    )
+    held = select(queue_entries).where(entry.tenant_id == tenant, _any_of(asked), entry.phase.in_(phases))
     rows = tx.conn.execute(held.order_by(entry.flow_run_id).with_for_update())
     return {Lease(each.flow_run_id, each.fence): each for each in map(_from_row, rows)}
 
@@ -169,35 +168,51 @@ def hold_expired(tx: Transaction, tenant: TenantId, phases: Sequence[Phase], lim
 
 def give_back(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: ProcessId) -> int:
     """Let offers of this process that were not accepted wait again at once; they count nothing."""
-    pairs = [(lease.flow_run_id, lease.fence) for lease in leases]
-    if not pairs:
-        return 0
-    mine = tuple_(entry.flow_run_id, entry.fence).in_(pairs)
-    return _give_back(tx, tenant, and_(mine, entry.holder == holder))
+    ordered = sorted(leases, key=lambda lease: lease.flow_run_id)
+    count = 0
+    # In parts, because a statement takes only so many parameters.
+    for start in range(0, len(ordered), LEASES_PER_CALL_MAX):
+        offered = hold(tx, tenant, ordered[start : start + LEASES_PER_CALL_MAX], (Phase.OFFERED,))
+        count += _give_back(tx, tenant, [lease for lease, each in offered.items() if each.holder == holder])
+    return count
 
 
 def give_back_strays(tx: Transaction, tenant: TenantId, in_hand: Iterable[Lease], *, holder: ProcessId) -> int:
     """Let every offer of this process wait again that it does not know of: a take whose commit was not answered."""
-    pairs = [(lease.flow_run_id, lease.fence) for lease in in_hand]
-    strays = entry.holder == holder
-    if pairs:
-        strays = and_(strays, tuple_(entry.flow_run_id, entry.fence).not_in(pairs))
-    return _give_back(tx, tenant, strays)
+    mine = select(entry.flow_run_id, entry.fence).where(
+        entry.tenant_id == tenant, IS_LEASED, entry.phase == Phase.OFFERED, entry.holder == holder
+    )
+    offered = {Lease(each.flow_run_id, each.fence) for each in tx.conn.execute(mine)}
+    return give_back(tx, tenant, offered - set(in_hand), holder=holder)
 
 
 def give_back_expired(tx: Transaction, tenant: TenantId, limit: int) -> int:
     """Let offers wait again whose time has run out, whoever made them."""
-    expired = hold_expired(tx, tenant, (Phase.OFFERED,), limit)
-    if not expired:
-        return 0
-    return _give_back(tx, tenant, entry.flow_run_id.in_([lease.flow_run_id for lease in expired]))
+    return _give_back(tx, tenant, hold_expired(tx, tenant, (Phase.OFFERED,), limit))
+
+
+def cut_expiries(tx: Transaction, tenant: TenantId, ttl: timedelta, limit: int) -> int:
+    """Cut up to `limit` expiries that lie further ahead than any lease lasts: the clock was set back meanwhile."""
+    latest = tx.now + ttl
+    beyond = (
+        select(entry.flow_run_id)
+        .where(entry.tenant_id == tenant, IS_LEASED, entry.lease_expire_time > latest)
+        .order_by(entry.flow_run_id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    runs = list(tx.conn.scalars(beyond))
+    if runs:
+        cut = update(queue_entries).where(entry.tenant_id == tenant, entry.flow_run_id.in_(runs), IS_LEASED)
+        tx.conn.execute(cut.values(lease_expire_time=latest))
+    return len(runs)
 
 
 def rejoin(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: UUID) -> set[Lease]:
     """Write the holder of leases that an agent says it holds; return those that are indeed held."""
     held = hold(tx, tenant, leases)
-    for lease in held:
-        mine = (entry.tenant_id == tenant, entry.flow_run_id == lease.flow_run_id, entry.fence == lease.fence)
+    if held:
+        mine = (entry.tenant_id == tenant, _any_of(held), entry.phase.in_(HOLDING))
         tx.conn.execute(update(queue_entries).where(*mine).values(holder=holder))
     return set(held)
 
@@ -217,22 +232,22 @@ def save(tx: Transaction, tenant: TenantId, changes: Sequence[Change]) -> None:
     tx.hint.due = tx.hint.due or any(each.entry and each.entry.phase is Phase.WAITING for each in changes)
 
 
-def present(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> Mapping[FlowRunId, Entry]:
-    """The entries of these runs as they are, not locked; final runs have none."""
-    found = select(queue_entries).where(entry.tenant_id == tenant, entry.flow_run_id.in_(list(runs)))
-    return {each.flow_run_id: each for each in map(_from_row, tx.conn.execute(found))}
-
-
-def _give_back(tx: Transaction, tenant: TenantId, which: ColumnElement[bool]) -> int:
-    offered = entry.phase == Phase.OFFERED
+def _give_back(tx: Transaction, tenant: TenantId, locked: Collection[Lease]) -> int:
+    if not locked:
+        return 0
     given = (
         update(queue_entries)
-        .where(entry.tenant_id == tenant, offered, which)
+        .where(entry.tenant_id == tenant, _any_of(locked), entry.phase == Phase.OFFERED)
         .values(phase=Phase.WAITING, fence=entry.fence + 1, holder=None, grant_time=None, lease_expire_time=None)
     )
     count = tx.conn.execute(given).rowcount
-    tx.hint.due = tx.hint.due or count > 0
+    assert count == len(locked), f"{count} of {len(locked)} offers were as locked"
+    tx.hint.due = True
     return count
+
+
+def _any_of(leases: Iterable[Lease]) -> ColumnElement[bool]:
+    return tuple_(entry.flow_run_id, entry.fence).in_([(lease.flow_run_id, lease.fence) for lease in leases])
 
 
 def _change(tx: Transaction, tenant: TenantId, changed: Sequence[tuple[Entry, Entry]]) -> None:

@@ -51,7 +51,9 @@ class UtcTime(TypeDecorator[DateTime]):
         if value is None:
             return None
         assert value.tzinfo is not None, "a time without a zone"
-        return _microseconds(value) if dialect.name == "sqlite" else value
+        # Plain arithmetic: pendulum's differences cannot be divided by a plain one, and lose microseconds if long.
+        since = datetime.__sub__(value, EPOCH)
+        return since // MICROSECOND if dialect.name == "sqlite" else EPOCH + since
 
     def process_result_value(self, value: Any, dialect: Dialect) -> DateTime | None:
         if value is None:
@@ -134,8 +136,3 @@ class RunConfigText(TypeDecorator[RunConfig]):
             return None
         members: Mapping[str, Any] = json.loads(value)
         return RunConfig(**members)
-
-
-def _microseconds(at: datetime) -> int:
-    """Since 1970. With plain arithmetic: pendulum's own cannot divide by a plain timedelta."""
-    return datetime.__sub__(at, EPOCH) // MICROSECOND

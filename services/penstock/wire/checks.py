@@ -31,7 +31,6 @@ U = TypeVar("U")
 INT64_MAX: Final = 2**63 - 1
 
 _NIL: Final = UUID(int=0)
-_UUID_CHARACTERS: Final = 36
 _EPOCH: Final = DateTime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -75,8 +74,10 @@ class Checks:
         if not value and not required:
             return None
         try:
-            if len(value) == _UUID_CHARACTERS and value.count("-") == 4:
-                return UUID(value)
+            read = UUID(value)
+            # UUID() also reads braces, and digits of other scripts; the contract's form is the one that it writes.
+            if str(read) == value.lower():
+                return read
         except ValueError:
             pass
         self.refuse(field, "is not a UUID" if value else "is required")

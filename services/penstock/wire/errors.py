@@ -11,7 +11,6 @@ from grpc import RpcError, StatusCode
 
 from penstock.domain.errors import (
     AgentSilent,
-    AgentSilent,
     CredentialInvalid,
     ExecutionRefused,
     FlowArchived,
@@ -53,13 +52,12 @@ CODES: Final[Mapping[type[Refusal], StatusCode]] = MappingProxyType(
         ExecutionRefused: StatusCode.ABORTED,
         SessionReplaced: StatusCode.ABORTED,
         AgentSilent: StatusCode.DEADLINE_EXCEEDED,
-        AgentSilent: StatusCode.DEADLINE_EXCEEDED,
         Overloaded: StatusCode.RESOURCE_EXHAUSTED,
         Unavailable: StatusCode.UNAVAILABLE,
     }
 )
 
-# A status travels in HTTP/2 trailers, and many clients refuse those beyond 8 KiB: the call would fail for no reason given.
+# A status travels in HTTP/2 trailers. Many clients refuse more than 8 KiB of them, and then tell nothing of it.
 _MESSAGE_BYTES_MAX: Final = 800
 _METADATA_VALUE_BYTES_MAX: Final = 300
 _VIOLATIONS_BYTES_MAX: Final = 2_000

@@ -1,0 +1,1 @@
+"""State machines that the whole is compared with."""

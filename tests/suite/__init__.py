@@ -1,0 +1,1 @@
+"""Real processes on a real database: what a user starts, and what a user sees."""
