@@ -214,6 +214,7 @@ async def test_the_agent_renews_until_the_supervisor_has_started(services: Small
 
 async def test_a_stop_on_the_stream_stops_the_run(services: SmallServices, agents: Agents) -> None:
     """The hint reaches the body long before the next renewal would."""
+    services.lease *= 10  # so that no renewal tells the supervisor first
     await agents.connected()
     run, witness = agents.slow()
     await services.offer(run)
@@ -229,7 +230,10 @@ async def test_a_stop_on_the_stream_stops_the_run(services: SmallServices, agent
 
 
 async def test_draining_waits_for_what_is_held_and_takes_no_more(services: SmallServices, agents: Agents) -> None:
-    """After SIGTERM the credit stays as it is, offers are declined, and the stream is half-closed at the end."""
+    """After a signal the credit stays as it is, offers are declined, and the stream is half-closed at the end.
+
+    A signal that a terminal sends to the whole group of the agent does not reach its runs.
+    """
     agent = await agents.connected()
     stream = services.streams[-1]
     run, witness = agents.slow()
@@ -237,7 +241,7 @@ async def test_draining_waits_for_what_is_held_and_takes_no_more(services: Small
     await number_in(witness)
     late = agents.quick()
 
-    agent.terminate()
+    os.killpg(agent.pid, signal.SIGINT)
     assert await until(lambda: "Taking no more runs" in _peek(agent))
     await services.offer(late)
     await services.until(lambda: late.release_reasons)
@@ -295,6 +299,7 @@ async def test_a_broken_stream_is_opened_again_and_harms_no_run(services: SmallS
 
 async def test_what_was_lost_while_the_stream_was_broken_is_stopped(services: SmallServices, agents: Agents) -> None:
     """Welcome names the leases that are not held any more."""
+    services.lease *= 10  # so that no renewal tells the supervisor first
     await agents.connected()
     run, witness = agents.slow()
     await services.offer(run)
@@ -340,6 +345,24 @@ async def test_a_silent_queue_is_given_up(services: SmallServices, agents: Agent
     services.streams[0].deaf = True
 
     await services.until(lambda: len(services.streams) > 1)
+
+
+async def test_a_queue_that_does_not_hear_is_given_up(services: SmallServices, agents: Agents) -> None:
+    """It may speak as much as it likes: heartbeats that are never echoed show that it hears nothing."""
+    services.heartbeat = services.heartbeat / 100
+    await agents.connected()
+    stream = services.streams[0]
+    stream.deaf = True
+
+    async def speak() -> None:
+        for number in range(1, 1_000):
+            heartbeat = queue_service_pb2.Heartbeat(number=number)
+            await stream.send(queue_service_pb2.StreamFlowRunsResponse(heartbeat=heartbeat))
+            await asyncio.sleep(services.heartbeat.total_seconds())
+
+    speaking = asyncio.create_task(speak())
+    await services.until(lambda: len(services.streams) > 1)
+    speaking.cancel()
 
 
 async def test_a_replaced_session_ends_the_agent(services: SmallServices, agents: Agents) -> None:

@@ -98,6 +98,7 @@ async def test_a_broken_watch_goes_on_where_it_was(speak: Speak, services: Scrip
     """After a break, a polite end and a draining server, each step was shown once and in order."""
 
     async def watch(request: verbs.WatchFlowRunRequest, context: Any) -> None:
+        assert len(services.requests) < 5
         if request.after_version == 0:
             await context.write(a_step(1))
             raise Unavailable("it is draining")
@@ -119,6 +120,7 @@ async def test_a_broken_tail_goes_on_where_it_was(speak: Speak, services: Script
     """After a break each line was shown once and in order."""
 
     async def tail(request: log_verbs.TailLogsRequest, context: Any) -> None:
+        assert len(services.requests) < 5
         if request.cursor == "":
             await context.write(some_lines("one", "two"))
             raise Unavailable("it is draining")

@@ -121,6 +121,9 @@ async def test_a_server_that_does_not_answer_is_left(form: str, services: Script
     with pytest.raises(errors.DeadlineExceeded, match="did not answer in time"):
         await (client.get_flow_run(RUN_ID) if form == "AsyncClient" else asyncio.to_thread(client.get_flow_run, RUN_ID))
 
+    (given,) = services.deadlines
+    assert given is not None
+    assert given <= 0.3
     closing = client.close()
     if closing is not None:
         await closing

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import text
 
+from penstock.domain.agent import Releasing
 from penstock.domain.errors import Refusal
 from penstock.domain.flow import Flow
 from penstock.domain.flow_run import (
@@ -34,7 +35,7 @@ from penstock.domain.ids import (
     ProjectId,
 )
 from penstock.domain.lanes import Lane
-from penstock.domain.lease import Change, Entry, Lease, LeaseOutcome, LeaseResult, Phase, Releasing
+from penstock.domain.lease import Change, Entry, Lease, LeaseOutcome, LeaseResult, Phase
 from penstock.domain.limits import HELD_LEASE, OFFER_LEASE
 from penstock.domain.queries import PositionPage
 from penstock.domain.state import Cause, State
@@ -225,7 +226,9 @@ async def until_someone_waits(database: Database) -> None:
         return int(tx.conn.execute(found).scalar_one())
 
     async with asyncio.timeout(20):
-        while not await database.read(waiting):
+        while True:
+            if await database.read(waiting):
+                return
             await asyncio.sleep(0.01)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,16 @@ class Installation:
         """Run the command with --json, and return what it prints: a document per line."""
         return [json.loads(line) for line in self.succeed(*args, "--json").splitlines()]
 
-    @contextmanager
-    def background(self, name: str, *args: str) -> Iterator[Background]:
+    def background(self, name: str, *args: str) -> AbstractContextManager[Background]:
         """Run the command beside the test; it is ended with the block."""
+        return self.running(name, *PENSTOCK, *args, environ=self.environ)
+
+    @contextmanager
+    def running(self, name: str, *command: str, environ: Mapping[str, str]) -> Iterator[Background]:
+        """Run any command so."""
         output = self.directory / f"{name}.out"
         with output.open("wb") as file:
-            process = subprocess.Popen(
-                [*PENSTOCK, *args], env=self.environ, cwd=self.directory, stdout=file, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, env=environ, cwd=self.directory, stdout=file, stderr=subprocess.STDOUT)
         started = Background(process, output)
         try:
             yield started

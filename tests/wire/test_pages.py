@@ -161,3 +161,17 @@ def of_size() -> Callable[[int], flow_run_pb2.FlowRun]:
         return run
 
     return make
+
+
+@given(st.binary(max_size=2_000))
+def test_bytes_that_were_made_up(sealed: bytes) -> None:
+    """However long a forged token is, it is refused."""
+    with pytest.raises(PageTokenInvalid):
+        TOKENS.open(base64.urlsafe_b64encode(sealed).decode(), QUERY)
+
+
+@pytest.mark.parametrize("size", [0, 15, 16, 271, 272, 100_000])
+def test_forged_tokens_of_any_size(size: int) -> None:
+    """Neither a token shorter than its signature nor one of many bytes does more than be refused."""
+    with pytest.raises(PageTokenInvalid):
+        TOKENS.open(base64.urlsafe_b64encode(bytes(size)).decode(), QUERY)

@@ -60,7 +60,7 @@ class LogWriter:
         """Number a line and let it wait for the next call."""
         if self._refused:
             return
-        self._last_sequence += 2
+        self._last_sequence += 1
         message = log_pb2.LogLine(
             sequence=self._last_sequence,
             level=log_pb2.LogLevel.Value(f"LOG_LEVEL_{line.level or 'UNSPECIFIED'}"),

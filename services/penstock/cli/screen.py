@@ -46,7 +46,7 @@ class Screen:
         self._console.print(text, soft_wrap=True)
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print rows under headings. A narrow terminal folds cells, but never the first: an id is there to be copied."""
+        """Print rows under headings. A narrow terminal folds all but the first cell: an id is there to be copied."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for number, heading in enumerate(headings):
             table.add_column(heading, overflow="fold", no_wrap=number == 0 or not self._console.is_terminal)

@@ -6,6 +6,7 @@ without spaces; equal values that were written alike are then equal texts.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final, TypeAlias
@@ -91,8 +92,7 @@ def _no_constant(literal: str) -> Json:
 def _no_twins(pairs: list[tuple[str, Json]]) -> Mapping[str, Json]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
+        twin, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise NotJson(f"names {twin[:40]!r} twice in one object")
     return members
 

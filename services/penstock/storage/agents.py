@@ -12,6 +12,7 @@ from penstock.domain.ids import AgentId, StreamId, TenantId
 from penstock.domain.queries import Page
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
+from penstock.storage.flows import TIME_AND_ID
 from penstock.storage.queue import HOLDING
 from penstock.storage.schema import agents, queue_entries
 
@@ -67,7 +68,7 @@ def list_agents(tx: Transaction, tenant: TenantId, page: Page, *, proven_within:
     )
     listed = select(agents, used.label("slots_used")).where(column.tenant_id == tenant)
     if page.after:
-        listed = listed.where(tuple_(column.last_seen_time, column.agent_id) < tuple_(*page.after))
+        listed = listed.where(tuple_(column.last_seen_time, column.agent_id) < tuple_(*page.after, types=TIME_AND_ID))
     listed = listed.order_by(column.last_seen_time.desc(), column.agent_id.desc()).limit(page.size)
     proven_since = tx.now - proven_within
 

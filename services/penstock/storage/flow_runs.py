@@ -13,7 +13,7 @@ from penstock.domain.ids import FlowRunId, TenantId
 from penstock.domain.queries import Page, PositionPage, RunFilter
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
-from penstock.storage.flows import policy_from_row, policy_to_row
+from penstock.storage.flows import TIME_AND_ID, policy_from_row, policy_to_row
 from penstock.storage.schema import flow_runs, transitions
 
 run, step = flow_runs.c, transitions.c
@@ -97,7 +97,7 @@ def list_runs(tx: Transaction, tenant: TenantId, wanted: RunFilter, page: Page) 
     """A page of runs, newest first, without their parameters, contexts and results."""
     listed = _filtered(LISTED.where(run.tenant_id == tenant), wanted)
     if page.after:
-        listed = listed.where(tuple_(run.create_time, run.flow_run_id) < tuple_(*page.after))
+        listed = listed.where(tuple_(run.create_time, run.flow_run_id) < tuple_(*page.after, types=TIME_AND_ID))
     listed = listed.order_by(run.create_time.desc(), run.flow_run_id.desc()).limit(page.size)
     return list(map(_from_row, tx.conn.execute(listed)))
 

@@ -23,8 +23,12 @@ from penstock.domain.queries import FlowFilter, FlowName, Page
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
 from penstock.storage.schema import flow_groups, flows, projects
+from penstock.storage.types import Id, UtcTime
 
 flow, group, project = flows.c, flow_groups.c, projects.c
+
+# Of the key that a page begins after: said, because a comparison of tuples does not hand on the types of one side.
+TIME_AND_ID: Final = (UtcTime(), Id())
 
 OF_GROUP: Final = and_(group.tenant_id == flow.tenant_id, group.flow_group_id == flow.flow_group_id)
 OF_PROJECT: Final = and_(project.tenant_id == group.tenant_id, project.project_id == group.project_id)
@@ -55,7 +59,7 @@ def list_projects(tx: Transaction, tenant: TenantId, page: Page) -> list[Project
     """A page of projects, oldest first."""
     listed = select(projects).where(project.tenant_id == tenant)
     if page.after:
-        listed = listed.where(tuple_(project.create_time, project.project_id) > tuple_(*page.after))
+        listed = listed.where(tuple_(project.create_time, project.project_id) > tuple_(*page.after, types=TIME_AND_ID))
     listed = listed.order_by(project.create_time, project.project_id).limit(page.size)
     return list(map(_project_from_row, tx.conn.execute(listed)))
 
@@ -138,7 +142,7 @@ def list_flows(tx: Transaction, tenant: TenantId, wanted: FlowFilter, page: Page
     """A page of flows, newest first."""
     listed = _filtered(FLOWS.where(flow.tenant_id == tenant), wanted)
     if page.after:
-        listed = listed.where(tuple_(flow.create_time, flow.flow_id) < tuple_(*page.after))
+        listed = listed.where(tuple_(flow.create_time, flow.flow_id) < tuple_(*page.after, types=TIME_AND_ID))
     listed = listed.order_by(flow.create_time.desc(), flow.flow_id.desc()).limit(page.size)
     return list(map(_flow_from_row, tx.conn.execute(listed)))
 

@@ -68,8 +68,8 @@ class PageTokens:
         asked.CopyFrom(query)
         for field in _PAGING_FIELDS.intersection(asked.DESCRIPTOR.fields_by_name):
             asked.ClearField(field)
-        # The key's length is fixed by its kind, and the name ends with a NUL, so no two triples sign the same bytes.
-        signed = b"%s\0%c%s%s" % (
+        # The name ends with a NUL and the key's length goes before it, so no two triples sign the same bytes.
+        signed = b"%s\0%d\0%s%s" % (
             asked.DESCRIPTOR.full_name.encode(),
             len(packed),
             packed,
