@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 from flowrun.v1 import flow_pb2, flow_run_pb2
 from flowrun.v1 import flow_run_service_pb2 as verbs
 from flowrun.v1 import flow_service_pb2 as flow_verbs
+from penstock.cli import run
+from penstock.cli.failures import CommandFailed
+from penstock.client import AsyncClient
 from penstock.domain.errors import FlowNotFound, InvalidRequest, Unavailable, Violation
 from tests.cli.command import line_with, penstock, running
 from tests.client.scripted import (
@@ -241,3 +245,18 @@ async def test_a_watch_goes_on_after_a_break(river: ScriptedServices) -> None:
     shown = await penstock("run", "--name", "river", "--watch", PENSTOCK_ADDRESS=river.address)
 
     assert (0, "") == (shown.code, shown.err)
+
+
+async def test_lost_contact_has_its_own_exit_code(river: ScriptedServices) -> None:
+    """Who watches a run whose server stays away is told so, and how to see more of the run."""
+
+    async def watch(request: object, context: object) -> None:
+        raise Unavailable("it is draining")
+
+    river.scripts |= {"WatchFlowRun": watch, "TailLogs": watch}
+    async with AsyncClient(river.address, patience=timedelta(seconds=0.1)) as client:
+        with pytest.raises(CommandFailed, match="Contact was lost: This process cannot serve now") as failed:
+            await run._watch(client, RUN_ID, run._Output(quiet=True, as_json=False, watch=True))
+
+    assert 4 == failed.value.exit_code
+    assert f"penstock logs {RUN_ID} --follow" in str(failed.value)

@@ -6,6 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from flowrun.v1 import flow_run_service_pb2 as verbs
 from flowrun.v1 import log_service_pb2 as log_verbs
@@ -51,6 +55,24 @@ async def test_a_call_bears_the_trace_it_is_made_in(speak: Speak, services: Scri
         await speak("create_flow_run", flow_id="flow")
 
     assert telemetry.trace_id_of(outer) == telemetry.trace_id_of(services.metadata[0]["traceparent"])
+
+
+async def test_a_creation_begins_the_trace(
+    speak: Speak, services: ScriptedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where spans are recorded, the creation is one, and the run's trace hangs from it."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(telemetry, "tracer", lambda: provider.get_tracer("test"))
+    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
+
+    await speak("create_flow_run", flow_id="flow")
+
+    (span,) = [each for each in spans.get_finished_spans() if each.kind is SpanKind.CLIENT]
+    context = span.get_span_context()
+    assert "create flow run" == span.name
+    assert f"00-{context.trace_id:032x}-{context.span_id:016x}-01" == services.metadata[0]["traceparent"]
 
 
 async def test_each_call_has_a_deadline(speak: Speak, services: ScriptedServices) -> None:

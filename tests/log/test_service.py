@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -18,6 +19,7 @@ from flowrun.v1 import log_pb2
 from flowrun.v1 import log_service_pb2 as pb
 from flowrun.v1.log_service_pb2_grpc import LogServiceStub, add_LogServiceServicer_to_server
 from penstock.domain.flow_run import FlowRun
+from penstock.domain.ids import FlowRunId
 from penstock.domain.limits import LOG_LINE_BYTES_MAX, MESSAGE_BYTES_MAX, TAIL_GRACE
 from penstock.log import operations
 from penstock.log.service import LogServicer, Tails, look
@@ -61,7 +63,15 @@ async def serving(
         tails.hint(None if hint.anything else hint.written | hint.moved)
 
     listener = wakeups.listen(database.engine)
-    hearing = Hearing(listener.hints, hear)
+    silent = threading.Event()
+
+    def hints() -> Iterator[Hint]:
+        try:
+            yield from listener.hints()
+        finally:
+            silent.set()
+
+    hearing = Hearing(hints, hear)
     tasks = [asyncio.create_task(serve()) for serve in (writings.serve, tails.serve, hearing.serve)]
     servicer = LogServicer(database, tokens, tails, writings=writings)
     try:
@@ -75,6 +85,9 @@ async def serving(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        # The listening thread ends at the next hint it gets; until then it has the database open.
+        await database.run(lambda tx: tx.hint.moved.add(FlowRunId(UUID(NOBODY))))
+        assert await asyncio.to_thread(silent.wait, WAIT_SECONDS)
         listener.close()
 
 
@@ -298,10 +311,11 @@ async def test_an_idle_tail_beats(database: Database) -> None:
     """A heartbeat bears the cursor to resume at."""
     run = await a_started_run(database)
 
-    async with serving(database, heartbeat=SOON) as service:
+    async with serving(database, sweep=SOON, heartbeat=SOON) as service:
         await service.stub.WriteLogs(writing(run, numbered(2)))
         stream = service.stub.TailLogs(pb.TailLogsRequest(flow_run_id=str(run.id)))
-        messages = await read_until(stream, lambda response: response.HasField("heartbeat"))
+        messages = await read_until(stream, has_position(2))
+        messages += await read_until(stream, lambda response: response.HasField("heartbeat"))
         stream.cancel()
         await service.stub.WriteLogs(writing(run, numbered(1, first=3), closed=True))
         await finish(database, run)
@@ -364,6 +378,18 @@ async def test_what_tailing_refuses(database: Database) -> None:
         "PAGE_TOKEN_INVALID",
         "INVALID_REQUEST",
     ]
+
+
+async def test_an_unknown_run_is_refused_before_anything_else(database: Database) -> None:
+    """Even by a process that follows nothing any more, and so refuses to tail a run that exists."""
+    run = await a_started_run(database)
+
+    async with serving(database) as service:
+        await service.tails.drain()
+        unknown = await refused(service.stub.TailLogs(pb.TailLogsRequest(flow_run_id=NOBODY)))
+        known = await refused(service.stub.TailLogs(pb.TailLogsRequest(flow_run_id=str(run.id))))
+
+    assert ["FLOW_RUN_NOT_FOUND", "UNAVAILABLE"] == [unknown.reason, known.reason]
 
 
 async def test_a_reader_that_stalls_holds_up_nobody(database: Database) -> None:

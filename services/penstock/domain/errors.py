@@ -77,12 +77,6 @@ class CredentialInvalid(Refusal):
 
 
 @dataclass(eq=False)
-class ProjectNotFound(Refusal):
-    message: ClassVar = "There is no project {project}."
-    project: str
-
-
-@dataclass(eq=False)
 class FlowNotFound(Refusal):
     message: ClassVar = "There is no flow {flow}."
     flow: str

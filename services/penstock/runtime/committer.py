@@ -111,7 +111,7 @@ class Committer(Generic[Item, Outcome]):
             outcomes = await self._performed(batch)
         except Unavailable as refusal:
             _settle_all(batch, refusal)
-        except Exception as error:  # noqa: BLE001 - it is raised in the guilty caller
+        except Exception as error:
             await self._flush_one_by_one(batch, error)
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
@@ -130,7 +130,7 @@ class Committer(Generic[Item, Outcome]):
             except Unavailable as refusal:
                 _settle_all(batch[position:], refusal)
                 return
-            except Exception as own:  # noqa: BLE001 - it is raised in the guilty caller
+            except Exception as own:
                 _settle(waiting, own)
             else:
                 (outcome,) = outcomes

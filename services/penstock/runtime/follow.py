@@ -166,7 +166,7 @@ class Follower(Generic[Item, End]):
         except Refusal as refusal:
             for _, watchers in layer.values():
                 _fail(watchers, refusal)
-        except Exception as error:  # noqa: BLE001 - it is raised in the guilty watchers
+        except Exception as error:
             await self._ask_one_by_one(layer, error)
         else:
             for run_id, page in pages.items():

@@ -37,7 +37,7 @@ class Hearing(Generic[Hint]):
                     return
                 if hint:
                     loop.call_soon_threadsafe(self._on_hint, hint)
-        except BaseException as error:  # noqa: BLE001 the loop that owns this thread decides
+        except BaseException as error:
             if not stopping.is_set():
                 loop.call_soon_threadsafe(_fail, ended, error)
 

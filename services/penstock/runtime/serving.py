@@ -71,7 +71,7 @@ class Serving:
                     if context.time_remaining() is not None:
                         return await handle(request, context)
                     return await self._within_deadline(handle(request, context), context)
-                except Exception as error:  # noqa: BLE001 - answered, and logged if unexpected
+                except Exception as error:
                     await _fail(error, method, context)
 
         return answer
@@ -85,7 +85,7 @@ class Serving:
             with telemetry.attached(telemetry.context_of(metadata)):
                 try:
                     return await _written(handle(request, context), context)
-                except Exception as error:  # noqa: BLE001 - answered, and logged if unexpected
+                except Exception as error:
                     await _fail(error, method, context)
 
         return answer

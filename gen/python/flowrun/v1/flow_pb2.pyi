@@ -109,7 +109,7 @@ class Flow(_message.Message):
 
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]:
-        """The parameters that a run may be given, in the order of declaration. At most 500."""
+        """The parameters that a run may be given, in the order of declaration. At most 500, of at most 512 KiB in total."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -272,7 +272,9 @@ class Command(_message.Message):
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The program and its arguments, as the operating system takes them; no shell is involved. 1 to 256 arguments."""
+        """The program and its arguments, as the operating system takes them; no shell is involved. 1 to 256 arguments of
+        at most 128 KiB in total.
+        """
 
     def __init__(
         self,

@@ -443,7 +443,9 @@ Global___FlowRunPolicy: _TypeAlias = FlowRunPolicy  # noqa: Y015
 
 @_typing.final
 class RunConfig(_message.Message):
-    """Where and how a run is launched. Taken whole from the run, else from the group, else from the flow."""
+    """Where and how a run is launched. Taken whole from the run, else from the group, else from the flow. At most 256 KiB
+    in total.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -497,11 +499,11 @@ class RunConfig(_message.Message):
     """The container image, for launchers that use one. At most 4,096 characters."""
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Variables added to the environment of the run. At most 256; values of at most 32,768 characters."""
+        """Variables added to the environment of the run. At most 256; names without "=", values of at most 32,768 characters."""
 
     @_builtins.property
     def resources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What it needs, by name, in the launcher's own terms ("cpu": "500m"). At most 64."""
+        """What it needs, by name, in the launcher's own terms ("cpu": "500m"). At most 64, of at most 255 characters each."""
 
     def __init__(
         self,

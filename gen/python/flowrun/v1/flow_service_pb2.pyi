@@ -159,7 +159,7 @@ class RegisterFlowRequest(_message.Message):
 
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[_flow_pb2.Parameter]:
-        """The declared parameters. At most 500."""
+        """The declared parameters. At most 500, of at most 512 KiB in total."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

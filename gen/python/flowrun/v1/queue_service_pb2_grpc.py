@@ -89,9 +89,9 @@ class QueueServiceServicer:
 
         The agent drains by leaving its credit as it is, and half-closes once it holds nothing: the server then writes no
         more, gives back what was not accepted, and ends the stream with OK. The server ends it with UNAVAILABLE when it
-        drains or the stream has grown old (open another), with DEADLINE_EXCEEDED when the agent fell silent, and with
-        ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted are waiting again
-        at once when the stream ends.
+        drains or the stream has grown old (open another), with DEADLINE_EXCEEDED / AGENT_SILENT when the agent fell
+        silent, and with ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted
+        wait again at once when the stream ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,9 +49,9 @@ class QueueServiceStub:
 
     The agent drains by leaving its credit as it is, and half-closes once it holds nothing: the server then writes no
     more, gives back what was not accepted, and ends the stream with OK. The server ends it with UNAVAILABLE when it
-    drains or the stream has grown old (open another), with DEADLINE_EXCEEDED when the agent fell silent, and with
-    ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted are waiting again
-    at once when the stream ends.
+    drains or the stream has grown old (open another), with DEADLINE_EXCEEDED / AGENT_SILENT when the agent fell
+    silent, and with ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted
+    wait again at once when the stream ends.
     """
     AcceptFlowRuns: _grpc.UnaryUnaryMultiCallable[_queue_service_pb2.AcceptFlowRunsRequest, _queue_service_pb2.AcceptFlowRunsResponse]
     """Takes offers: each run becomes SUBMITTED and its lease is held by the agent. One result per lease, in order: HELD,
@@ -94,9 +94,9 @@ class QueueServiceAsyncStub(QueueServiceStub):
 
     The agent drains by leaving its credit as it is, and half-closes once it holds nothing: the server then writes no
     more, gives back what was not accepted, and ends the stream with OK. The server ends it with UNAVAILABLE when it
-    drains or the stream has grown old (open another), with DEADLINE_EXCEEDED when the agent fell silent, and with
-    ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted are waiting again
-    at once when the stream ends.
+    drains or the stream has grown old (open another), with DEADLINE_EXCEEDED / AGENT_SILENT when the agent fell
+    silent, and with ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted
+    wait again at once when the stream ends.
     """
     AcceptFlowRuns: _aio.UnaryUnaryMultiCallable[_queue_service_pb2.AcceptFlowRunsRequest, _queue_service_pb2.AcceptFlowRunsResponse]  # type: ignore[assignment]
     """Takes offers: each run becomes SUBMITTED and its lease is held by the agent. One result per lease, in order: HELD,
@@ -142,9 +142,9 @@ class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The agent drains by leaving its credit as it is, and half-closes once it holds nothing: the server then writes no
         more, gives back what was not accepted, and ends the stream with OK. The server ends it with UNAVAILABLE when it
-        drains or the stream has grown old (open another), with DEADLINE_EXCEEDED when the agent fell silent, and with
-        ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted are waiting again
-        at once when the stream ends.
+        drains or the stream has grown old (open another), with DEADLINE_EXCEEDED / AGENT_SILENT when the agent fell
+        silent, and with ABORTED / SESSION_REPLACED when the agent opened a newer stream. Offers that were not accepted
+        wait again at once when the stream ends.
         """
 
     @_abc_1.abstractmethod

@@ -80,6 +80,7 @@ class ProcessLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
+                start_new_session=True,
             )
         launched = Launched(assignment, stop=process.terminate)
         self._watch(_watch_child(process, directory, launched))
