@@ -315,12 +315,10 @@ async def test_giving_back_and_accepting_never_wait_in_a_circle(database: Databa
         outcomes = operations.accept_flow_runs(tx, TENANT, acceptings, ttl=HELD_LEASE)
         return sum(each.outcome is LeaseOutcome.HELD for each in outcomes)
 
-    accepted = 0
     for _ in range(5):
         leases = [each.held.lease for each in await take(database)]
         given, got = await asyncio.gather(database.run(give, leases[::-1]), database.run(hold, leases[:8]))
-        assert len(leases) == given + got + (len(leases) - 8 if got and given == 0 else 0)
-        accepted += got
+        assert len(leases) == given + got
         await give_back(database, *leases)
 
     assert 10 == len(calls), "a transaction was repeated after a deadlock"
