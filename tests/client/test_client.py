@@ -67,6 +67,7 @@ async def test_a_creation_begins_the_trace(
 
     (span,) = [each for each in spans.get_finished_spans() if each.kind is SpanKind.CLIENT]
     context = span.get_span_context()
+    assert context is not None
     assert "create flow run" == span.name
     assert f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}" == services.metadata[0]["traceparent"]
 

@@ -50,7 +50,7 @@ def _installed_client(directory: Path) -> Path:
     """A copy of the client with its packages beside it, outside the tree."""
     client = directory / "node"
     shutil.copytree(HERE / "node", client)
-    environ = {**os.environ, "npm_config_cache": str(directory / "npm")}
+    environ = {**os.environ, "npm_config_cache": str(directory / "npm"), "npm_config_update_notifier": "false"}
     subprocess.run(NPM_INSTALL, cwd=client, env=environ, check=True, timeout=COMMAND_SECONDS_MAX)
     return client
 

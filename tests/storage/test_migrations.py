@@ -1,6 +1,7 @@
 """The way of a database to the newest revision of the schema, and the refusal of any other."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -178,8 +179,8 @@ def test_to_check_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_the_directory_of_a_file_is_made(tmp_path: Path) -> None:
-    """The first migration of an SQLite database makes the directories above it; odd characters do no harm."""
-    path = tmp_path / "50% of it" / "data" / "penstock.db"
+    """The first migration of an SQLite database makes the directories above it."""
+    path = tmp_path / "some where" / "data" / "penstock.db"
     engine = open_engine(f"sqlite:///{path}", connections=1)
 
     migrate(engine)
@@ -187,6 +188,17 @@ def test_the_directory_of_a_file_is_made(tmp_path: Path) -> None:
     check_revision(engine)
     engine.dispose()
     assert path.exists()
+
+
+def test_it_may_be_installed_anywhere(tmp_path: Path, empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The versions are found wherever the package lies, be there a percent sign in its path."""
+    place = tmp_path / "100% %(here)s"
+    shutil.copytree(VERSIONS.parent, place)
+    monkeypatch.setattr("penstock.storage.migrations.VERSIONS", place / VERSIONS.name)
+
+    migrate(empty)
+
+    check_revision(empty)
 
 
 def test_the_command_explains_a_database_that_is_away(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 import pendulum
 import pytest
 from pendulum import DateTime
-from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, insert, select
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, insert, select, text
 from sqlalchemy.exc import StatementError
 
 from penstock.domain.flow import RunConfig
@@ -131,6 +131,16 @@ def test_times_of_other_zones_come_back_in_utc(conn: Connection, write: Write) -
     back = kept_of(conn, write, "time", told)
 
     assert [each.isoformat() for each in back] == ["2026-07-01T12:00:00+00:00"] * 3
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+def test_the_zone_of_the_session_makes_no_difference(conn: Connection, write: Write) -> None:
+    """Times come back in UTC, in whatever zone the session has the database tell them."""
+    conn.execute(text("SET LOCAL TIME ZONE 'Asia/Tokyo'"))
+
+    back = kept_of(conn, write, "time", [pendulum.datetime(2026, 7, 1, 12, tz="UTC")])
+
+    assert [each.isoformat() for each in back] == ["2026-07-01T12:00:00+00:00"]
 
 
 def test_a_time_without_zone_is_a_mistake(conn: Connection, write: Write) -> None:

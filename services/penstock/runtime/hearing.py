@@ -19,7 +19,11 @@ class Hearing(Generic[Hint]):
         self._on_hint = on_hint
 
     async def serve(self) -> None:
-        """Listen until cancelled. A failure of the listening thread is raised here."""
+        """Listen until cancelled. A failure of the listening thread is raised here.
+
+        Once it returns the thread has ended, so that what it listened with may be closed: closing it under a thread
+        that uses it would bring the process down.
+        """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         stopping = threading.Event()
@@ -29,6 +33,7 @@ class Hearing(Generic[Hint]):
             await ended
         finally:
             stopping.set()
+            await asyncio.to_thread(thread.join)
 
     def _listen(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None], stopping: threading.Event) -> None:
         try:

@@ -1,0 +1,519 @@
+"""FlowRunService over a real socket, on both databases."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import grpc
+import pytest
+
+from flowrun.v1 import flow_pb2, flow_run_pb2, lease_pb2
+from flowrun.v1 import flow_run_service_pb2 as pb
+from penstock.domain.flow import PolicyAsked
+from penstock.domain.flow_run import Failure, Succeeded
+from penstock.domain.ids import ExecutionId, FlowRunId
+from penstock.domain.limits import CONTEXT_BYTES_MAX, HELD_LEASE, PARAMETERS_BYTES_MAX, RESULT_BYTES_MAX
+from penstock.domain.parameters import Parameter
+from penstock.storage.database import Database
+from tests.flow_run.served import refused, serving
+from tests.queue.scenes import (
+    SECOND,
+    ask_to_stop,
+    at_work,
+    create,
+    everything,
+    expire,
+    finish,
+    held,
+    offer,
+    register,
+    release,
+    start,
+)
+from tests.support.builders import an_id
+from tests.support.fake_clock import FakeClock
+
+NOBODY = str(UUID(int=1))
+SOON = timedelta(milliseconds=20)
+S = flow_run_pb2.FlowRunState
+C = flow_run_pb2.TransitionCause
+
+
+def fields_of(violations: Any) -> list[str]:
+    return [each.field for each in violations]
+
+
+def json_of(size: int) -> str:
+    """A JSON object of that many bytes."""
+    return '{"x":"' + "x" * (size - 8) + '"}'
+
+
+async def read_to_end(stream: Any) -> list[pb.WatchFlowRunResponse]:
+    messages: list[pb.WatchFlowRunResponse] = []
+    while (message := await stream.read()) is not grpc.aio.EOF:
+        messages.append(message)
+    return messages
+
+
+def versions_in(messages: list[pb.WatchFlowRunResponse]) -> list[int]:
+    return [each.transition.version for each in messages if each.HasField("transition")]
+
+
+async def test_a_run_goes_all_the_way(database: Database) -> None:
+    """Created, found, started, finished, listed and told, each by its rpc."""
+    flow = await register(database, parameters=(Parameter("n", default_json="1.50"),))
+    execution = str(uuid4())
+
+    async with serving(database) as process:
+        created = await process.flow_runs.CreateFlowRun(
+            pb.CreateFlowRunRequest(flow_group_id=str(flow.group_id), context_json='{"big": 9007199254740993}')
+        )
+        run_id = created.flow_run.flow_run_id
+        lease = await held(database, FlowRunId(UUID(run_id)))
+        started = await process.flow_runs.StartFlowRun(
+            pb.StartFlowRunRequest(flow_run_id=run_id, fence=lease.fence, execution_id=execution)
+        )
+        finished = await process.flow_runs.FinishFlowRun(
+            pb.FinishFlowRunRequest(
+                flow_run_id=run_id,
+                fence=lease.fence,
+                execution_id=execution,
+                succeeded=pb.Succeeded(result_json='{"mean": 2.0}'),
+            )
+        )
+        got = await process.flow_runs.GetFlowRun(pb.GetFlowRunRequest(flow_run_id=run_id))
+        listed = await process.flow_runs.ListFlowRuns(pb.ListFlowRunsRequest())
+        steps = await process.flow_runs.ListTransitions(pb.ListTransitionsRequest(flow_run_id=run_id))
+
+    assert created.created
+    assert ('{"n":1.50}', '{"big":9007199254740993}') == (
+        created.flow_run.parameters_json,
+        created.flow_run.context_json,
+    )
+    assert created.flow_run.name.count("-") >= 1
+    assert created.flow_run.trace_context["traceparent"]
+    assert (S.FLOW_RUN_STATE_RUNNING, HELD_LEASE) == (started.flow_run.state, started.lease.ttl.ToTimedelta())
+    assert (S.FLOW_RUN_STATE_SUCCEEDED, '{"mean": 2.0}') == (finished.flow_run.state, finished.flow_run.result_json)
+    assert got.flow_run == finished.flow_run
+    assert [(run_id, "", "")] == [
+        (each.flow_run_id, each.parameters_json, each.result_json) for each in listed.flow_runs
+    ]
+    assert [
+        C.TRANSITION_CAUSE_CREATED,
+        C.TRANSITION_CAUSE_ACCEPTED,
+        C.TRANSITION_CAUSE_STARTED,
+        C.TRANSITION_CAUSE_FINISHED,
+    ] == [each.cause for each in steps.transitions]
+
+
+async def test_creations_that_arrive_together_keep_their_keys(database: Database) -> None:
+    """However many calls with one key are under way at once, one run is made and all are told of it."""
+    flow = await register(database)
+    request = pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key="k")
+
+    async with serving(database) as process:
+        answers = await asyncio.gather(*(process.flow_runs.CreateFlowRun(request) for _ in range(20)))
+
+    assert 1 == len({each.flow_run.flow_run_id for each in answers})
+    assert 1 == [each.created for each in answers].count(True)
+
+
+async def test_a_repeated_creation_is_answered(database: Database) -> None:
+    """With the first run and what differs, or refused if that was asked for."""
+    flow = await register(database)
+    first = pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key="k", request_id=str(uuid4()))
+    second = pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key="k", parameters_json='{"day":"x"}')
+    strict = pb.CreateFlowRunRequest()
+    strict.CopyFrom(second)
+    strict.key_reuse = pb.KEY_REUSE_REFUSE_IF_DIFFERENT
+
+    async with serving(database) as process:
+        created = await process.flow_runs.CreateFlowRun(first)
+        repeated = await process.flow_runs.CreateFlowRun(first)
+        different = await process.flow_runs.CreateFlowRun(second)
+        refusal = await refused(process.flow_runs.CreateFlowRun(strict))
+
+    assert [True, False, False] == [each.created for each in (created, repeated, different)]
+    assert created.flow_run == repeated.flow_run == different.flow_run
+    assert ["parameters"] == list(different.differing_fields)
+    assert (grpc.StatusCode.ALREADY_EXISTS, "KEY_REUSED") == (refusal.code, refusal.reason)
+    assert {
+        "flow_run_id": created.flow_run.flow_run_id,
+        "idempotency_key": "k",
+        "differing_fields": "parameters",
+    } == refusal.metadata
+
+
+async def test_everything_wrong_with_a_creation_is_listed(database: Database) -> None:
+    """All violations at once, by the paths of the contract."""
+    request = pb.CreateFlowRunRequest(
+        idempotency_key=" ",
+        request_id="x",
+        parameters_json="[1]",
+        context_json="{",
+        labels=flow_run_pb2.Labels(labels=[""]),
+        policy=flow_run_pb2.FlowRunPolicy(priority=101),
+        parent=lease_pb2.Lease(flow_run_id="", fence=0),
+    )
+
+    async with serving(database) as process:
+        refusal = await refused(process.flow_runs.CreateFlowRun(request))
+
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST") == (refusal.code, refusal.reason)
+    assert {
+        "target",
+        "idempotency_key",
+        "request_id",
+        "parameters_json",
+        "context_json",
+        "labels.labels[0]",
+        "policy.priority",
+        "parent.flow_run_id",
+        "parent.fence",
+    } == set(fields_of(refusal.violations))
+
+
+async def test_creations_are_refused_by_name(database: Database) -> None:
+    """What is not there, archived, wrongly called or without its parent's lease: code, reason and about what."""
+    old = await register(database)
+    live = await register(database, description="newer")
+    make = pb.CreateFlowRunRequest
+    parent = lease_pb2.Lease(flow_run_id=NOBODY, fence=3)
+
+    async with serving(database) as process:
+        refusals = [
+            await refused(process.flow_runs.CreateFlowRun(each))
+            for each in (
+                make(flow_id=NOBODY),
+                make(flow_group_id=NOBODY),
+                make(flow_id=str(old.id)),
+                make(flow_id=str(live.id), parameters_json='{"x":1,"y":2}'),
+                make(flow_id=str(live.id), parent=parent),
+            )
+        ]
+
+    assert [
+        (grpc.StatusCode.NOT_FOUND, "FLOW_NOT_FOUND"),
+        (grpc.StatusCode.NOT_FOUND, "FLOW_GROUP_NOT_FOUND"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "FLOW_ARCHIVED"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        (grpc.StatusCode.ABORTED, "LEASE_LOST"),
+    ] == [(each.code, each.reason) for each in refusals]
+    assert {"flow_id": str(old.id), "live_flow_id": str(live.id)} == refusals[2].metadata
+    assert ["parameters_json", "parameters_json"] == fields_of(refusals[3].violations)
+    assert {"flow_run_id": NOBODY, "fence": "3"} == refusals[4].metadata
+
+
+async def test_a_refused_creation_leaves_its_neighbours_alone(database: Database) -> None:
+    """Of calls that share a flush each has its own outcome."""
+    flow = await register(database)
+    right = pb.CreateFlowRunRequest(flow_id=str(flow.id))
+    wrong = pb.CreateFlowRunRequest(flow_id=NOBODY)
+
+    async with serving(database) as process:
+        calls = [process.flow_runs.CreateFlowRun(wrong if number % 3 else right) for number in range(12)]
+        outcomes = await asyncio.gather(*map(_settled, calls))
+
+    assert [number % 3 == 0 for number in range(12)] == outcomes
+
+
+async def _settled(call: Any) -> bool:
+    try:
+        return bool((await call).created)
+    except grpc.aio.AioRpcError as error:
+        return error.code() is not grpc.StatusCode.NOT_FOUND
+
+
+async def test_starting_and_finishing_are_refused_by_name(database: Database, clock: FakeClock) -> None:
+    """Not found, lost, another's, or not from this state."""
+    flow = await register(database)
+    work = await at_work(database, (await create(database, flow)).id)
+    unstarted = await held(database, (await create(database, flow)).id)
+    run_id, fence, other = str(work.lease.flow_run_id), work.lease.fence, str(uuid4())
+    good = pb.Succeeded()
+
+    async with serving(database) as process:
+        begin, end = process.flow_runs.StartFlowRun, process.flow_runs.FinishFlowRun
+        refusals = [
+            await refused(begin(pb.StartFlowRunRequest(flow_run_id=NOBODY, fence=1, execution_id=other))),
+            await refused(begin(pb.StartFlowRunRequest(flow_run_id=run_id, fence=fence + 1, execution_id=other))),
+            await refused(begin(pb.StartFlowRunRequest(flow_run_id=run_id, fence=fence, execution_id=other))),
+            await refused(end(pb.FinishFlowRunRequest(flow_run_id=NOBODY, fence=1, succeeded=good))),
+            await refused(end(pb.FinishFlowRunRequest(flow_run_id=run_id, fence=fence + 1, succeeded=good))),
+            await refused(end(pb.FinishFlowRunRequest(flow_run_id=run_id, fence=fence, succeeded=good))),
+            await refused(
+                end(
+                    pb.FinishFlowRunRequest(
+                        flow_run_id=str(unstarted.flow_run_id), fence=unstarted.fence, succeeded=good
+                    )
+                )
+            ),
+        ]
+        invalid = await refused(end(pb.FinishFlowRunRequest(flow_run_id="x", execution_id="y")))
+
+    assert [
+        (grpc.StatusCode.NOT_FOUND, "FLOW_RUN_NOT_FOUND"),
+        (grpc.StatusCode.ABORTED, "LEASE_LOST"),
+        (grpc.StatusCode.ABORTED, "EXECUTION_REFUSED"),
+        (grpc.StatusCode.NOT_FOUND, "FLOW_RUN_NOT_FOUND"),
+        (grpc.StatusCode.ABORTED, "LEASE_LOST"),
+        (grpc.StatusCode.ABORTED, "EXECUTION_REFUSED"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "MOVE_REFUSED"),
+    ] == [(each.code, each.reason) for each in refusals]
+    assert {"flow_run_id": str(unstarted.flow_run_id), "present": "SUBMITTED", "asked": "SUCCEEDED"} == refusals[
+        6
+    ].metadata
+    assert {"flow_run_id", "fence", "execution_id", "outcome"} == set(fields_of(invalid.violations))
+
+
+async def test_repeated_starts_and_finishes_are_answered(database: Database) -> None:
+    """Of calls that were repeated at once, for one execution, all are answered alike."""
+    flow = await register(database)
+    run = await create(database, flow)
+    lease = await held(database, run.id)
+    begin = pb.StartFlowRunRequest(flow_run_id=str(run.id), fence=lease.fence, execution_id=str(uuid4()))
+    end = pb.FinishFlowRunRequest(
+        flow_run_id=str(run.id),
+        fence=lease.fence,
+        execution_id=begin.execution_id,
+        failed=flow_run_pb2.Failure(message="no", exit_code=0, signal=9),
+    )
+
+    async with serving(database) as process:
+        started = await asyncio.gather(*(process.flow_runs.StartFlowRun(begin) for _ in range(5)))
+        finished = await asyncio.gather(*(process.flow_runs.FinishFlowRun(end) for _ in range(5)))
+
+    assert {S.FLOW_RUN_STATE_RUNNING} == {each.flow_run.state for each in started}
+    assert {(S.FLOW_RUN_STATE_FAILED, 4)} == {(each.flow_run.state, each.flow_run.version) for each in finished}
+    assert (0, 9) == (finished[0].flow_run.failure.exit_code, finished[0].flow_run.failure.signal)
+
+
+async def test_the_largest_run_travels(database: Database) -> None:
+    """Parameters, context and result at their limits fit into every answer; one byte more is refused."""
+    flow = await register(database, accepts_extra_parameters=True, parameters=())
+    largest = pb.CreateFlowRunRequest(
+        flow_id=str(flow.id), parameters_json=json_of(PARAMETERS_BYTES_MAX), context_json=json_of(CONTEXT_BYTES_MAX)
+    )
+    too_large = pb.CreateFlowRunRequest(
+        flow_id=str(flow.id),
+        parameters_json=json_of(PARAMETERS_BYTES_MAX + 1),
+        context_json=json_of(CONTEXT_BYTES_MAX + 1),
+    )
+    result = json_of(RESULT_BYTES_MAX)
+
+    async with serving(database) as process:
+        refusal = await refused(process.flow_runs.CreateFlowRun(too_large))
+        run = (await process.flow_runs.CreateFlowRun(largest)).flow_run
+        work = await at_work(database, FlowRunId(UUID(run.flow_run_id)))
+        finished = await process.flow_runs.FinishFlowRun(
+            pb.FinishFlowRunRequest(
+                flow_run_id=run.flow_run_id,
+                fence=work.lease.fence,
+                execution_id=str(work.execution_id),
+                succeeded=pb.Succeeded(result_json=result),
+            )
+        )
+        told = await read_to_end(process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id=run.flow_run_id)))
+
+    assert ["parameters_json", "context_json"] == fields_of(refusal.violations)
+    assert (largest.parameters_json, largest.context_json, result) == (
+        finished.flow_run.parameters_json,
+        finished.flow_run.context_json,
+        finished.flow_run.result_json,
+    )
+    assert finished.flow_run == told[-1].end.flow_run
+
+
+async def test_lists_go_on_from_page_to_page(database: Database, clock: FakeClock) -> None:
+    """Runs and transitions over three pages each; a token fits only the query it was made for."""
+    flow = await register(database)
+    runs = []
+    for number in range(7):
+        runs.append(str((await create(database, flow)).id))
+        if number % 2:
+            clock.advance(SECOND)
+    run_id = FlowRunId(UUID(runs[0]))
+    for _ in range(2):
+        await release(database, await held(database, run_id))
+        clock.advance(2 * SECOND)
+
+    async with serving(database) as process:
+        listed: list[str] = []
+        sizes: list[int] = []
+        request = pb.ListFlowRunsRequest(page_size=3)
+        while True:
+            page = await process.flow_runs.ListFlowRuns(request)
+            listed += [each.flow_run_id for each in page.flow_runs]
+            sizes.append(len(page.flow_runs))
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+        versions: list[int] = []
+        asked = pb.ListTransitionsRequest(flow_run_id=runs[0], page_size=2)
+        while True:
+            steps = await process.flow_runs.ListTransitions(asked)
+            versions += [each.version for each in steps.transitions]
+            if not steps.next_page_token:
+                break
+            asked.page_token = steps.next_page_token
+        stolen = pb.ListFlowRunsRequest(page_token=request.page_token, name="another query")
+        refusal = await refused(process.flow_runs.ListFlowRuns(stolen))
+        negative = await refused(process.flow_runs.ListFlowRuns(pb.ListFlowRunsRequest(page_size=-1, flow_id="x")))
+        unknown = await refused(process.flow_runs.ListTransitions(pb.ListTransitionsRequest(flow_run_id=NOBODY)))
+
+    assert [3, 3, 1] == sizes
+    assert sorted(runs) == sorted(listed)
+    assert [1, 2, 3, 4, 5] == versions
+    assert (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID") == (refusal.code, refusal.reason)
+    assert {"page_size", "flow_id"} == set(fields_of(negative.violations))
+    assert "FLOW_RUN_NOT_FOUND" == unknown.reason
+
+
+async def test_what_does_not_exist_is_not_found(database: Database) -> None:
+    """Neither got nor watched."""
+    async with serving(database) as process:
+        got = await refused(process.flow_runs.GetFlowRun(pb.GetFlowRunRequest(flow_run_id=NOBODY)))
+        watched = await refused(process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id=NOBODY)))
+        invalid = await refused(
+            process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id="x", after_version=-1))
+        )
+
+    assert ["FLOW_RUN_NOT_FOUND"] * 2 == [got.reason, watched.reason]
+    assert {"flow_run_id", "after_version"} == set(fields_of(invalid.violations))
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_what_is_not_served_yet_says_so(database: Database) -> None:
+    """UNIMPLEMENTED, whatever is asked."""
+    calls = {
+        "BatchCreateFlowRuns": pb.BatchCreateFlowRunsRequest(),
+        "GetFlowRunByKey": pb.GetFlowRunByKeyRequest(),
+        "CancelFlowRun": pb.CancelFlowRunRequest(),
+        "RestartFlowRun": pb.RestartFlowRunRequest(),
+        "DeleteFlowRun": pb.DeleteFlowRunRequest(),
+    }
+    async with serving(database) as process:
+        for name, request in calls.items():
+            refusal = await refused(getattr(process.flow_runs, name)(request))
+            assert grpc.StatusCode.UNIMPLEMENTED is refusal.code
+
+
+async def test_a_finished_run_is_told_and_the_watch_ends(database: Database) -> None:
+    """From any version: the later steps once and in order, then the end with the run, then OK."""
+    run = await create(database, await register(database))
+    work = await at_work(database, run.id)
+    await finish(database, work.lease, work.execution_id, Succeeded("7"))
+
+    async with serving(database) as process:
+        for after, expected in ((0, [1, 2, 3, 4]), (2, [3, 4]), (4, []), (9, [])):
+            watch = process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id=str(run.id), after_version=after))
+            messages = await read_to_end(watch)
+            assert expected == versions_in(messages)
+            assert ["end"] == [each.WhichOneof("message") for each in messages[len(expected) :]]
+            assert "7" == messages[-1].end.flow_run.result_json
+            assert grpc.StatusCode.OK is await watch.code()
+
+
+async def test_two_watch_one_run_live(database: Database, clock: FakeClock) -> None:
+    """Each step reaches both as it happens, by hint, through retries to the end; none is lost or comes twice."""
+    run = await create(database, await register(database), policy=PolicyAsked(max_retries=1))
+    request = pb.WatchFlowRunRequest(flow_run_id=str(run.id))
+
+    async with serving(database) as process:
+        watches = [process.flow_runs.WatchFlowRun(request) for _ in range(2)]
+        seen: list[list[pb.WatchFlowRunResponse]] = [[await each.read()] for each in watches]
+
+        async def both() -> None:
+            for messages, watch in zip(seen, watches, strict=True):
+                messages.append(await watch.read())
+
+        lease = await held(database, run.id)
+        await both()
+        execution_id = ExecutionId(an_id())
+        await start(database, lease, execution_id)
+        await both()
+        await finish(database, lease, execution_id, Failure(message="once"))
+        await both()
+        again = await at_work(database, run.id)
+        await finish(database, again.lease, again.execution_id)
+        for messages, watch in zip(seen, watches, strict=True):
+            messages += await read_to_end(watch)
+
+    for messages in seen:
+        assert [1, 2, 3, 4, 5, 6, 7] == versions_in(messages)
+        assert 8 == len(messages)
+        assert S.FLOW_RUN_STATE_SUCCEEDED == messages[-1].end.flow_run.state
+
+
+async def test_an_idle_watch_beats(database: Database) -> None:
+    """The heartbeat names the version from which to go on."""
+    run = await create(database, await register(database))
+
+    async with serving(database, heartbeat=SOON) as process:
+        watch = process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id=str(run.id)))
+        first, second = await watch.read(), await watch.read()
+        watch.cancel()
+
+    assert [1] == versions_in([first])
+    assert 1 == second.heartbeat.version
+
+
+async def test_a_watch_ends_when_the_process_drains(database: Database) -> None:
+    """UNAVAILABLE, to be resumed elsewhere."""
+    run = await create(database, await register(database))
+
+    async with serving(database) as process:
+        watch = process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id=str(run.id)))
+        await watch.read()
+        await process.watches.drain()
+        refusal = await refused(watch)
+
+    assert grpc.StatusCode.UNAVAILABLE is refusal.code
+    assert refusal.retry_after is not None
+
+
+async def test_a_finish_after_the_keeper_is_lost(database: Database, clock: FakeClock) -> None:
+    """Over the wire as in the database: nothing changes."""
+    flow = await register(database)
+    work = await at_work(database, (await create(database, flow)).id)
+    stopping = await at_work(database, (await create(database, flow)).id)
+    await ask_to_stop(database, stopping.lease)
+    clock.advance(HELD_LEASE)
+    await expire(database)
+    await offer(database, work.lease.flow_run_id)
+    before = await everything(database)
+
+    async with serving(database) as process:
+        refusals = [
+            await refused(
+                process.flow_runs.FinishFlowRun(
+                    pb.FinishFlowRunRequest(
+                        flow_run_id=str(each.lease.flow_run_id),
+                        fence=each.lease.fence,
+                        execution_id=str(each.execution_id),
+                        stopped=pb.Stopped(),
+                    )
+                )
+            )
+            for each in (work, stopping)
+        ]
+
+    assert ["LEASE_LOST"] * 2 == [each.reason for each in refusals]
+    assert before == await everything(database)
+
+
+async def test_run_configs_travel(database: Database) -> None:
+    """An empty list of labels is not an absent one, and a run config is taken whole."""
+    flow = await register(database, labels=("gpu",))
+    config = flow_pb2.Flow().run_config
+    config.image, config.environment["A"] = "image", "1"
+
+    async with serving(database) as process:
+        plain = await process.flow_runs.CreateFlowRun(pb.CreateFlowRunRequest(flow_id=str(flow.id)))
+        own = await process.flow_runs.CreateFlowRun(
+            pb.CreateFlowRunRequest(flow_id=str(flow.id), labels=flow_run_pb2.Labels(), run_config=config)
+        )
+
+    assert ["gpu"] == list(plain.flow_run.labels)
+    assert ([], config) == (list(own.flow_run.labels), own.flow_run.run_config)
