@@ -44,7 +44,7 @@ async def penstock(*args: str, cwd: Path | None = None, **variables: str) -> Fin
     async with running(*args, cwd=cwd, **variables) as process:
         out, err = await process.communicate()
     assert process.returncode is not None
-    assert "Traceback" not in err.decode()
+    assert "Traceback" not in err.decode(), err.decode()
     return Finished(process.returncode, out.decode(), err.decode())
 
 

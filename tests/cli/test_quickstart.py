@@ -3,12 +3,21 @@
 import re
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from penstock.cli import quickstart
 from tests.cli.command import line_with, penstock, running
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for temporary files with a short path, because services ring each other at sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="qs-") as directory:
+        yield Path(directory)
 
 
 def processes_under(directory: Path) -> list[str]:
@@ -28,9 +37,9 @@ def read_report(path: str) -> str:
 
 
 @pytest.mark.slow
-async def test_a_newcomer_sees_a_run_from_beginning_to_end(tmp_path: Path) -> None:
+async def test_a_newcomer_sees_a_run_from_beginning_to_end(tmp_path: Path, scratch: Path) -> None:
     """Quickstart runs the example, shows it live, its timeline and its report, and leaves nothing running."""
-    shown = await penstock("quickstart", cwd=tmp_path, TMPDIR=str(tmp_path), PENSTOCK_ADDRESS="nowhere.invalid:1")
+    shown = await penstock("quickstart", cwd=tmp_path, TMPDIR=str(scratch), PENSTOCK_ADDRESS="nowhere.invalid:1")
 
     assert (0, "") == (shown.code, shown.err)
     assert re.search(r"│ INFO +Read \d+ rows", shown.out)
@@ -43,14 +52,14 @@ async def test_a_newcomer_sees_a_run_from_beginning_to_end(tmp_path: Path) -> No
     assert tmp_path / "penstock-report" == Path(report).parent
     assert read_report(report).startswith("<!doctype html>")
     assert ["penstock server start", "penstock agent start"] == re.findall(r"^  (penstock \w+ start)$", shown.out, re.M)
-    assert [] == databases_under(tmp_path)
-    assert [] == processes_under(tmp_path)
+    assert [] == databases_under(scratch)
+    assert [] == processes_under(scratch)
 
 
 @pytest.mark.slow
-async def test_an_interrupted_quickstart_leaves_nothing_running(tmp_path: Path) -> None:
+async def test_an_interrupted_quickstart_leaves_nothing_running(tmp_path: Path, scratch: Path) -> None:
     """Ctrl-C while the example runs stops it, the agent and the services."""
-    async with running("quickstart", cwd=tmp_path, TMPDIR=str(tmp_path)) as process:
+    async with running("quickstart", cwd=tmp_path, TMPDIR=str(scratch)) as process:
         await line_with("│ INFO", process)
 
         process.send_signal(signal.SIGINT)
@@ -58,7 +67,7 @@ async def test_an_interrupted_quickstart_leaves_nothing_running(tmp_path: Path) 
 
     assert 130 == process.returncode
     assert (b"", "Interrupted; nothing is left running.") == (err, out.decode().splitlines()[-1])
-    assert [] == processes_under(tmp_path)
+    assert [] == processes_under(scratch)
 
 
 @pytest.mark.slow
@@ -75,16 +84,16 @@ async def test_a_kept_directory_serves_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_quickstart_that_fails_says_what_failed(tmp_path: Path) -> None:
+async def test_a_quickstart_that_fails_says_what_failed(tmp_path: Path, scratch: Path) -> None:
     """When the run cannot write its report, the user sees the run's failure and exit code 1."""
     blocker = tmp_path / "file"
     blocker.write_text("")
 
-    shown = await penstock("quickstart", "--report", str(blocker / "report"), cwd=tmp_path, TMPDIR=str(tmp_path))
+    shown = await penstock("quickstart", "--report", str(blocker / "report"), cwd=tmp_path, TMPDIR=str(scratch))
 
     assert 1 == shown.code
     assert "The run failed: NotADirectoryError" in shown.out
-    assert [] == processes_under(tmp_path)
+    assert [] == processes_under(scratch)
 
 
 def test_the_example_ships_with_the_package() -> None:

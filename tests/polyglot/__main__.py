@@ -1,4 +1,4 @@
-"""Runs the client in Node against a real service and checks what it saw: `python -m tests.polyglot`.
+"""Runs the client in Node, and README's example, against real services: `python -m tests.polyglot`.
 
 Needs `node` and `npm`, and installs the two packages of gRPC for Node into a temporary folder. It is no part of the
 tests that pytest collects, which need nothing but Python.
@@ -6,6 +6,7 @@ tests that pytest collects, which need nothing but Python.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from flowrun.v1.flow_pb2 import EntryPoint, Flow, Parameter
+from flowrun.v1.flow_run_pb2 import FlowRun
+from flowrun.v1.flow_run_service_pb2 import GetFlowRunRequest
+from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceStub
 from flowrun.v1.flow_service_pb2 import RegisterFlowRequest
 from flowrun.v1.flow_service_pb2_grpc import FlowServiceStub
 from penstock.runtime.channel import open_sync_channel
 from tests.polyglot.services import Service, flow_run_service
 
 HERE: Final = Path(__file__).parent
-PROTOS: Final = HERE.parents[1] / "protos"
+ROOT: Final = HERE.parents[1]
 COMMAND_SECONDS_MAX: Final = 180
 # Nothing is run that a package brings along, and nothing is written but the packages.
 NPM_INSTALL: Final = ("npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock")
@@ -35,14 +39,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         client = _installed_client(directory)
-        with flow_run_service(directory) as service:
+        with flow_run_service(directory / "guarded", token="polyglot") as service:
             flow = _registered_flow(service)
             seen = _seen_by(client, service, flow)
+        with flow_run_service(directory / "open", token="") as service:
+            created = _created_by_readme(client, service)
     _check(seen, flow)
     print(f"Node created {seen['by_flow']['read']['name']} by flow_id and read it back.")
     print(f"Node created {seen['by_flow_group']['read']['name']} by flow_group_id, read it back and did so only once.")
     for case in ("refused", "violated", "uncredentialed"):
         print(f"Node was refused: {seen[case]['code']} / {seen[case]['reason']}: {seen[case]['message']}")
+    print(f"README's example created {created.name} with {created.parameters_json}.")
     return 0
 
 
@@ -69,7 +76,7 @@ def _registered_flow(service: Service) -> Flow:
 def _seen_by(client: Path, service: Service, flow: Flow) -> Any:
     """What the client printed."""
     done = subprocess.run(
-        ["node", "client.js", str(PROTOS), service.address, flow.flow_id, flow.flow_group_id],
+        ["node", "client.js", str(ROOT / "protos"), service.address, flow.flow_id, flow.flow_group_id],
         cwd=client,
         env={**os.environ, "PENSTOCK_TOKEN": service.token},
         stdout=subprocess.PIPE,
@@ -77,6 +84,34 @@ def _seen_by(client: Path, service: Service, flow: Flow) -> Any:
         timeout=COMMAND_SECONDS_MAX,
     )
     return json.loads(done.stdout)
+
+
+def _created_by_readme(client: Path, service: Service) -> FlowRun:
+    """The run that README's example in Node makes of README's flow, as it is found afterwards."""
+    (example,) = re.findall(r"^```javascript\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (client / "readme.js").write_text(example)
+    request = RegisterFlowRequest(
+        project_name="coast",
+        name="tide",
+        entry_point=EntryPoint(python="tide.py:tide"),
+        parameters=[Parameter(name="station", required=True), Parameter(name="readings", default_json="3")],
+    )
+    with open_sync_channel(service.address) as channel:
+        FlowServiceStub(channel).RegisterFlow(request)
+        # From the root of the tree, as README's reader does.
+        done = subprocess.run(
+            ["node", str(client / "readme.js")],
+            cwd=ROOT,
+            env={**os.environ, "PENSTOCK_FLOW_RUN_ADDRESS": service.address},
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=COMMAND_SECONDS_MAX,
+        )
+        flow_run_id = done.stdout.decode().split()[0]
+        run = FlowRunServiceStub(channel).GetFlowRun(GetFlowRunRequest(flow_run_id=flow_run_id)).flow_run
+    expected = {"station": "lock", "readings": 3}
+    assert expected == json.loads(run.parameters_json)
+    return run
 
 
 def _check(seen: Any, flow: Flow) -> None:

@@ -1,4 +1,4 @@
-"""A real flow-run service on a database, a port and a token of its own."""
+"""A real flow-run service on a database and a port of its own."""
 
 import os
 import re
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 STOP_SECONDS_MAX: Final = 30
-TOKEN: Final = "polyglot"
 
 
 class NotServing(Exception):
@@ -27,17 +26,18 @@ class Service:
 
 
 @contextmanager
-def flow_run_service(directory: Path) -> Iterator[Service]:
-    """Start the service in that directory; it is ended with the block."""
+def flow_run_service(directory: Path, *, token: str) -> Iterator[Service]:
+    """Start the service with everything in a new directory; it is ended with the block."""
+    directory.mkdir()
     url = f"sqlite:///{directory / 'penstock.db'}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "OTEL_"))}
-    environ = {**clean, "PENSTOCK_DATABASE": url, "PENSTOCK_PORT": "0", "PENSTOCK_TOKEN": TOKEN}
+    environ = {**clean, "PENSTOCK_DATABASE": url, "PENSTOCK_PORT": "0", "PENSTOCK_TOKEN": token}
     subprocess.run([sys.executable, "-m", "penstock.storage.migrations", url], env=environ, check=True)
     output = directory / "flow_run.log"
     with output.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "penstock.flow_run"], env=environ, stderr=file)
     try:
-        yield Service(_address(process, output), TOKEN)
+        yield Service(_address(process, output), token)
     finally:
         process.terminate()
         try:

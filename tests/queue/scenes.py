@@ -164,17 +164,17 @@ async def at_work(database: Database, flow_run_id: FlowRunId) -> AtWork:
     return work
 
 
-async def ask_to_stop(database: Database, lease: Lease) -> None:
+def asking_to_stop(tx: Transaction, lease: Lease) -> None:
     """Let a held run be CANCELLING, as a cancellation will."""
+    (entry,) = queue.hold(tx, TENANT, [lease]).values()
+    run = flow_runs.get(tx, TENANT, lease.flow_run_id)
+    stopping = replace(run, state=State.CANCELLING, version=run.version + 1)
+    step = Transition(run.id, stopping.version, stopping.state, Cause.CANCEL_ASKED, "", tx.now, run.attempt)
+    queue.save(tx, TENANT, [Change(run, entry, stopping, replace(entry, phase=Phase.STOPPING), step)])
 
-    def work(tx: Transaction) -> None:
-        (entry,) = queue.hold(tx, TENANT, [lease]).values()
-        run = flow_runs.get(tx, TENANT, lease.flow_run_id)
-        stopping = replace(run, state=State.CANCELLING, version=run.version + 1)
-        step = Transition(run.id, stopping.version, stopping.state, Cause.CANCEL_ASKED, "", tx.now, run.attempt)
-        queue.save(tx, TENANT, [Change(run, entry, stopping, replace(entry, phase=Phase.STOPPING), step)])
 
-    await database.run(work)
+async def ask_to_stop(database: Database, lease: Lease) -> None:
+    await database.run(asking_to_stop, lease)
 
 
 async def run_of(database: Database, flow_run_id: FlowRunId) -> FlowRun:

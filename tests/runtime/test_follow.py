@@ -320,3 +320,29 @@ async def test_draining_ends_every_watch() -> None:
         for pages in (waiting, anext(busy), anext(follower.follow(A, after=0))):
             with pytest.raises(Unavailable):
                 await pages
+
+
+async def test_a_page_found_during_a_heartbeat_comes_with_the_next_look() -> None:
+    """A watcher that sends a heartbeat while its page is found asks again at once, not at the next sweep."""
+    looked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def look(cursors: Mapping[FlowRunId, int]) -> Mapping[FlowRunId, Page[str, str]]:
+        looked.set()
+        await may_answer.wait()
+        return {run: Page([(1, "line")], "end") for run in cursors}
+
+    follower: Follower[str, str] = Follower(look, sweep=timedelta(hours=1), heartbeat=timedelta(milliseconds=1))
+    serving = asyncio.create_task(follower.serve())
+    try:
+        async with asyncio.timeout(20), contextlib.aclosing(follower.follow(A, after=0)) as pages:
+            assert Page() == await anext(pages)
+            await looked.wait()
+            may_answer.set()
+            await settled()  # the look ends while nobody waits: the heartbeat is still being sent
+
+            while not (page := await anext(pages)).items:
+                continue
+        assert Page([(1, "line")], "end") == page
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])

@@ -2,15 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
 import pendulum
-from sqlalchemy import text
+import pytest
+from sqlalchemy import select, text
 
-from penstock.domain.flow_run import FlowRun
 from penstock.domain.ids import FlowRunId, TenantId
 from penstock.domain.limits import LOG_LINE_BYTES_MAX, PAGE_BYTES_MAX
 from penstock.domain.log import Dropped, LogLevel, LogLine, LogStream, ProducerEnd, ProducerKey, StoredLine
@@ -153,48 +153,57 @@ async def test_the_second_writer_of_a_run_waits_for_the_first(database: Database
     ]
 
 
-async def test_opening_a_producer_waits_for_its_first_lines(database: Database, database_kind: Kind) -> None:
-    """A start that opens the producer while its first lines are stored leaves them as they are, and the reverse."""
+@pytest.mark.parametrize("lines_first", [True, False])
+async def test_a_producer_opened_while_its_first_lines_are_stored(
+    database: Database, database_kind: Kind, lines_first: bool
+) -> None:
+    """Whichever transaction is first, the start that opens it or the first lines, both succeed and the lines count."""
     run = await an_accepted_run(database)
-    written, go_on = threading.Event(), threading.Event()
+    done, go_on = threading.Event(), threading.Event()
 
-    def first_lines(tx: Transaction) -> None:
+    def store(tx: Transaction) -> None:
         append(tx, key_of(run), some_lines(2))
-        written.set()
+
+    def start(tx: Transaction) -> None:
+        logs.open_producers(tx, TENANT, [key_of(run)])
+
+    def held_open(tx: Transaction, work: Callable[[Transaction], None]) -> None:
+        work(tx)
+        done.set()
         assert go_on.wait(WAIT_SECONDS)
 
-    writing = asyncio.create_task(database.run(first_lines))
-    assert await asyncio.to_thread(written.wait, WAIT_SECONDS)
-    opening = asyncio.create_task(database.run(logs.open_producers, TENANT, [key_of(run)]))
+    first, second = (store, start) if lines_first else (start, store)
+    earlier = asyncio.create_task(database.run(held_open, first))
+    assert await asyncio.to_thread(done.wait, WAIT_SECONDS)
+    later = asyncio.create_task(database.run(second))
     if database_kind == "postgres":
         await until_somebody_waits_for_a_lock(database)
     go_on.set()
-    await asyncio.gather(writing, opening)
+    await asyncio.gather(earlier, later)
 
     assert (ProducerEnd(1, "supervisor", 2, closed=False),) == await database.read(logs.producer_ends, TENANT, run.id)
 
 
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 async def test_heads_are_locked_in_one_order(database: Database) -> None:
-    """Two writers to the same runs never wait for each other in a circle, however each names them."""
-    runs = [await a_started_run(database) for _ in range(6)]
-    calls: list[str] = []
+    """Who waits for the first of several runs, by id, holds none of the others: so no two wait in a circle."""
+    first, *others = sorted([(await a_started_run(database)).id for _ in range(8)])
+    locked, go_on = threading.Event(), threading.Event()
 
-    def add(tx: Transaction, producer: str, order: Sequence[FlowRun], sequence: int) -> None:
-        calls.append(producer)
-        last_positions = logs.lock_heads(tx, TENANT, [run.id for run in order])
-        additions = [
-            Addition(key_of(run, producer=producer), [a_line(sequence)], sequence, closed=False) for run in order
-        ]
-        logs.append(tx, TENANT, last_positions, additions)
+    def hold(tx: Transaction) -> None:
+        logs.lock_heads(tx, TENANT, [first])
+        locked.set()
+        assert go_on.wait(WAIT_SECONDS)
 
-    async def write_often(producer: str, order: Sequence[FlowRun]) -> None:
-        for sequence in range(1, 21):
-            await database.run(add, producer, order, sequence)
+    holding = asyncio.create_task(database.run(hold))
+    assert await asyncio.to_thread(locked.wait, WAIT_SECONDS)
+    waiting = asyncio.create_task(database.run(logs.lock_heads, TENANT, [*reversed(others), first]))
+    await until_somebody_waits_for_a_lock(database)
+    free = await database.read(free_heads)
+    go_on.set()
+    await asyncio.gather(holding, waiting)
 
-    await asyncio.gather(write_often("one", runs), write_often("other", runs[::-1]))
-
-    assert len(calls) == 40, "a transaction was repeated after a deadlock"
-    assert {run.id: 40 for run in runs} == await database.run(logs.lock_heads, TENANT, [run.id for run in runs])
+    assert set(others) == free
 
 
 async def test_a_page_ends_at_its_limit(database: Database) -> None:
@@ -342,6 +351,11 @@ async def test_standings(database: Database, clock: FakeClock) -> None:
 
 def places(lines: Sequence[StoredLine]) -> list[tuple[int, object]]:
     return list(zip([each.position for each in lines], contents(lines), strict=True))
+
+
+def free_heads(tx: Transaction) -> set[FlowRunId]:
+    """The logs that nobody has locked."""
+    return set(tx.conn.scalars(select(logs.head.flow_run_id).with_for_update(skip_locked=True)))
 
 
 async def until_somebody_waits_for_a_lock(database: Database) -> None:

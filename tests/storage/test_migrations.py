@@ -20,7 +20,6 @@ from penstock.storage.schema import installation, metadata
 from tests.support.databases import Databases, Kind
 
 on_postgres = pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
-on_sqlite = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 
 
 @pytest.fixture

@@ -82,5 +82,8 @@ COMMITTER_WAITING_MAX: Final = 10_000
 COMMITTER_BATCH_MAX: Final = 500
 TRANSACTION_ATTEMPTS_MAX: Final = 5
 TICKET_WAIT_MAX: Final = timedelta(seconds=5)
+# A writing of log lines may be megabytes large, so fewer of them may wait, or share a commit, than of other calls.
+WRITINGS_WAITING_MAX: Final = 1_000
+WRITINGS_PER_COMMIT_MAX: Final = 64
 KEEPER_BATCH_MAX: Final = 500
 WATCHERS_MAX: Final = 10_000

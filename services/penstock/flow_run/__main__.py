@@ -1,5 +1,6 @@
 """Wiring of the flow-run process, top to bottom."""
 
+import asyncio
 import sys
 from functools import partial
 
@@ -71,6 +72,7 @@ async def main() -> int:
     this.in_background("watches", watches.serve)
     this.in_background("hearing", Hearing(listener.hints, hear).serve)
     this.on_drain(watches.drain)
+    this.at_end(partial(asyncio.to_thread, listener.close))
     this.at_end(database.aclose)
     return await this.serve_until_signalled()
 

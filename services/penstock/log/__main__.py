@@ -1,11 +1,13 @@
 """Wiring of the log process, top to bottom."""
 
+import asyncio
 import sys
 from functools import partial
 from typing import Final
 
 from flowrun.v1.log_service_pb2_grpc import add_LogServiceServicer_to_server
 from penstock.domain.ids import DEFAULT_TENANT
+from penstock.domain.limits import WRITINGS_PER_COMMIT_MAX, WRITINGS_WAITING_MAX
 from penstock.log import operations
 from penstock.log.service import LogServicer, Tails, look
 from penstock.runtime import process, sql_spans, telemetry
@@ -24,10 +26,6 @@ from penstock.wire.pages import PageTokens
 
 # As fast as the defaults, and a writer is never seconds ahead of what is durable.
 OPTIONS: Final = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 262_144))
-
-# A writing may be megabytes large, so fewer of them may wait, or share a commit, than of other calls.
-WRITINGS_WAITING_MAX: Final = 1_000
-WRITINGS_PER_COMMIT_MAX: Final = 64
 
 
 async def main() -> int:
@@ -71,6 +69,7 @@ async def main() -> int:
     this.in_background("tails", tails.serve)
     this.in_background("hearing", Hearing(listener.hints, hear).serve)
     this.on_drain(tails.drain)
+    this.at_end(partial(asyncio.to_thread, listener.close))
     this.at_end(database.aclose)
     return await this.serve_until_signalled()
 

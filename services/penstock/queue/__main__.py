@@ -1,5 +1,6 @@
 """Wiring of the queue process, top to bottom."""
 
+import asyncio
 import sys
 from functools import partial
 
@@ -76,6 +77,7 @@ async def main() -> int:
     this.in_background("heartbeats", dispatcher.keep_in_touch)
     this.in_background("hearing", Hearing(listener.hints, hear).serve)
     this.on_drain(dispatcher.drain)
+    this.at_end(partial(asyncio.to_thread, listener.close))
     this.at_end(database.aclose)
     return await this.serve_until_signalled()
 

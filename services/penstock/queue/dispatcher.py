@@ -122,14 +122,18 @@ class Dispatcher:
         return max(0.0, min(waits))
 
     async def keep_in_touch(self) -> None:
-        """Store once per heartbeat, for all streams in one statement, who lives; end streams that were replaced."""
+        """Once per heartbeat say who lives, until cancelled."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
             try:
-                for tenant in sorted({stream.tenant for stream in self._streams.values()}):
-                    await self._store_who_lives(tenant)
+                await self.touch_once()
             except Refusal as refusal:
                 LOGGER.warning("cannot store which agents live: %s", refusal)
+
+    async def touch_once(self) -> None:
+        """Store, for all streams in one statement, which agents were heard of; end streams that were replaced."""
+        for tenant in sorted({stream.tenant for stream in self._streams.values()}):
+            await self._store_who_lives(tenant)
 
     async def drain(self) -> None:
         """Take nothing more, end every stream so that its agent opens another elsewhere, and give back every offer.

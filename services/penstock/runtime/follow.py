@@ -188,7 +188,9 @@ class Follower(Generic[Item, End]):
         for watcher in watchers:
             if watcher.page is not None and watcher.waits:
                 watcher.page.set_result(page)
-                # There may be more behind this page: look again as soon as it is taken, not at the next sweep.
+            # There may be more behind this page, and a watcher that was sending a heartbeat meanwhile has not got it:
+            # look again as soon as it waits, not at the next sweep.
+            if watcher in self._watchers.get(watcher.run_id, ()):
                 self._due.add(watcher)
 
     def _close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Connection,
     Integer,
@@ -23,6 +24,9 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from penstock.domain.ids import LaneId
 from penstock.storage.types import Id
@@ -99,3 +103,22 @@ def _unnesting(table: Table, names: tuple[str, ...], suffix: str) -> TextClause:
 
 def _columns(rows: Sequence[Row]) -> Mapping[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+class Holds(FunctionElement[bool]):
+    """Whether the first of two byte strings holds the second."""
+
+    inherit_cache = True
+    type = Boolean()
+
+
+@compiles(Holds, "postgresql")
+def _holds_on_postgresql(element: Holds, compiler: SQLCompiler, **words: Any) -> str:
+    whole, part = (compiler.process(each, **words) for each in element.clauses)
+    return f"(position({part} IN {whole}) > 0)"
+
+
+@compiles(Holds, "sqlite")
+def _holds_on_sqlite(element: Holds, compiler: SQLCompiler, **words: Any) -> str:
+    whole, part = (compiler.process(each, **words) for each in element.clauses)
+    return f"(instr({whole}, {part}) > 0)"

@@ -11,7 +11,6 @@ from typing import Any, Final
 from pendulum import DateTime
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     ColumnElement,
     Integer,
     LargeBinary,
@@ -29,9 +28,6 @@ from sqlalchemy import (
     update,
     values,
 )
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
 from penstock.domain.ids import FlowRunId, TenantId
 from penstock.domain.limits import PAGE_BYTES_MAX
@@ -222,25 +218,6 @@ def existing(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> fr
     return frozenset(tx.conn.scalars(found))
 
 
-class _Holds(FunctionElement[bool]):
-    """Whether the first of two byte strings holds the second."""
-
-    inherit_cache = True
-    type = Boolean()
-
-
-@compiles(_Holds, "postgresql")
-def _holds_on_postgresql(element: _Holds, compiler: SQLCompiler, **words: Any) -> str:
-    whole, part = (compiler.process(each, **words) for each in element.clauses)
-    return f"(position({part} IN {whole}) > 0)"
-
-
-@compiles(_Holds, "sqlite")
-def _holds_on_sqlite(element: _Holds, compiler: SQLCompiler, **words: Any) -> str:
-    whole, part = (compiler.process(each, **words) for each in element.clauses)
-    return f"(instr({whole}, {part}) > 0)"
-
-
 # The most that a line's numbers, times, trace and tags take in a message; a character takes up to four bytes there.
 _FIXED_BYTES: Final = 192
 LINE_BYTES: Final[ColumnElement[int]] = (
@@ -310,7 +287,7 @@ def _held_by(wanted: LogFilter) -> Iterable[ColumnElement[bool]]:
         yield or_(line.level.is_(None), line.level >= wanted.level)
     if wanted.contains:
         yield line.content_kind == "text"
-        yield _Holds(line.content, literal(wanted.contains.encode(), LargeBinary))
+        yield dialect.Holds(line.content, literal(wanted.contains.encode(), LargeBinary))
     if wanted.start_time is not None:
         yield line.time >= wanted.start_time
     if wanted.end_time is not None:
