@@ -50,13 +50,12 @@ async def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
 
 async def test_a_service_that_fails_to_start_says_why(tmp_path: Path) -> None:
     """When a service ends as it starts, the failure bears the service's own words."""
-    environ = environment(PENSTOCK_DATA_DIR=str(tmp_path), PENSTOCK_LOG_LEVEL="LOUD")
+    (tmp_path / "penstock.toml").write_text('[log]\nlog_level = "LOUD"\n')
+    environ = environment(PENSTOCK_DATA_DIR=str(tmp_path), PENSTOCK_CONFIG=str(tmp_path / "penstock.toml"))
     place = Place("127.0.0.1", free_ports("127.0.0.1"), f"sqlite:///{tmp_path}/penstock.db", environ)
     suite = Suite(place, say=lambda _name, _line: None)
 
-    with pytest.raises(
-        SuiteFailed, match=r"The log service ended with exit code 2 as it started:\n.*PENSTOCK_LOG_LEVEL"
-    ):
+    with pytest.raises(SuiteFailed, match=r"The log service ended with exit code 2 as it started:\n.*log_level"):
         await suite.start()
 
     await suite.stop()

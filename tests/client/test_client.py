@@ -69,7 +69,10 @@ async def test_a_creation_begins_the_trace(
     context = span.get_span_context()
     assert context is not None
     assert "create flow run" == span.name
-    assert f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}" == services.metadata[0]["traceparent"]
+    assert (
+        f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        == services.metadata[0]["traceparent"]
+    )
 
 
 async def test_each_call_has_a_deadline(speak: Speak, services: ScriptedServices) -> None:

@@ -99,8 +99,9 @@ def test_units_are_confined(unit: str) -> None:
 def test_doorbells_are_shared(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The services of one SQLite file wake each other below one directory that lasts, in spite of a private /tmp."""
     runtime = Path("/run") / value(unit, "RuntimeDirectory")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    longest = runtime / wakeups.street(tmp_path / "penstock.db").relative_to(tmp_path) / "0123456789ab.bell"
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        longest = runtime / wakeups.street(tmp_path / "penstock.db").relative_to(temporary) / "0123456789ab.bell"
 
     assert dict(variables_of(unit))["TMPDIR"] == str(runtime)
     assert value(unit, "RuntimeDirectoryPreserve") == "yes"

@@ -27,6 +27,7 @@ from penstock.domain.flow_run import (
     Created,
     Creation,
     Failure,
+    Finishing,
     FlowRun,
     FlowTarget,
     GroupTarget,
@@ -739,7 +740,7 @@ async def test_a_finish_waits_for_whoever_holds_the_entry(database: Database) ->
 
     def end_slowly(tx: Transaction) -> None:
         operations.finish_flow_runs(
-            tx, TENANT, [operations.Finishing(run.id, work.lease.fence, work.execution_id, Succeeded("1"))]
+            tx, TENANT, [Finishing(run.id, work.lease.fence, work.execution_id, Succeeded("1"))]
         )
         gate.stop_here()
 

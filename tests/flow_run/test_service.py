@@ -452,11 +452,12 @@ async def test_an_idle_watch_beats(database: Database) -> None:
 
     async with serving(database, heartbeat=SOON) as process:
         watch = process.flow_runs.WatchFlowRun(pb.WatchFlowRunRequest(flow_run_id=str(run.id)))
-        first, second = await watch.read(), await watch.read()
+        seen = [await watch.read()]
+        while seen[-1].heartbeat.version != 1:
+            seen.append(await watch.read())
         watch.cancel()
 
-    assert [1] == versions_in([first])
-    assert 1 == second.heartbeat.version
+    assert [1] == versions_in(seen)
 
 
 async def test_a_watch_ends_when_the_process_drains(database: Database) -> None:

@@ -366,10 +366,10 @@ class Leases(RuleBasedStateMachine):
 def test_leases_behave_as_the_model(databases: Databases) -> None:
     """No order of calls, expiries and repeats breaks a promise of the queue."""
     bounded = settings(
-        max_examples=40,
+        max_examples=30,
         stateful_step_count=40,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(lambda: Leases(databases), settings=bounded)
+    run_state_machine_as_test(lambda: Leases(databases), settings=bounded)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ from penstock.queue import operations
 from penstock.queue.operations import Accepting, Grant, Taken
 from penstock.storage import executions, flow_runs, queue
 from penstock.storage.database import Database, Transaction
-from penstock.storage.schema import metadata
+from penstock.storage.schema import metadata, queue_entries
 from tests.support.builders import a_creation, a_registration, an_id
 
 TENANT: Final = DEFAULT_TENANT
@@ -189,7 +189,7 @@ async def entry_of(database: Database, flow_run_id: FlowRunId) -> Entry | None:
     """The queue entry of a run; None once it is final."""
 
     def read(tx: Transaction) -> Entry | None:
-        found = queue.queue_entries.select().where(queue.entry.flow_run_id == flow_run_id)
+        found = queue_entries.select().where(queue.entry.flow_run_id == flow_run_id)
         row = tx.conn.execute(found).one_or_none()
         return None if row is None else Entry(**{name: getattr(row, name) for name in Entry.__slots__})
 

@@ -126,8 +126,8 @@ class Agent:
 
     async def hear(self) -> pb.StreamFlowRunsResponse:
         """The next message, which is there to come."""
-        message: pb.StreamFlowRunsResponse = await self.call.read()
-        assert message is not grpc.aio.EOF, "the stream has ended"
+        message = await self.call.read()
+        assert isinstance(message, pb.StreamFlowRunsResponse), "the stream has ended"
         self.messages.append(message)
         self.offers += message.offers.offers
         return message

@@ -141,14 +141,18 @@ async def test_it_sweeps_without_being_told(database: Database, database_kind: K
 
 
 async def test_a_leave_that_cannot_be_written_ends_all_the_same(database: Database, database_kind: Kind) -> None:
-    """Its offers then wait until they expire, and a drain does not wait for it."""
+    """Its offers are looked for as soon as the database answers, and a drain does not wait for it."""
     await create(database, await register(database))
-    dispatcher = dispatching(Unanswering(database, operations.give_back, operations.leave))
+    unanswering = Unanswering(database, operations.give_back, operations.leave)
+    dispatcher = dispatching(unanswering)
 
     async with joined(dispatcher, 1):
         await dispatcher.run_once()
     async with joined(dispatcher, 1):
         pass
+    unanswering.done.clear()
+    await dispatcher.run_once()
+    assert [operations.give_back_strays] == unanswering.done
 
     async with asyncio.timeout(20):
         await dispatcher.drain()

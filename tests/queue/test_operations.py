@@ -62,7 +62,8 @@ OTHER_PROCESS = ProcessId(an_id())
 
 
 def a_hello(agent_id: AgentId = AGENT, **fields: Any) -> AgentHello:
-    return AgentHello(**({"agent_id": agent_id, "name": "a", "labels": (), "slots": 1, "version": "1"} | fields))
+    said: dict[str, Any] = {"agent_id": agent_id, "name": "a", "labels": (), "slots": 1, "version": "1"}
+    return AgentHello(**(said | fields))
 
 
 async def give_back(database: Database, *leases: Lease, holder: ProcessId = HOLDER) -> int:

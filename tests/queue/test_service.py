@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from flowrun.v1 import lease_pb2
 from flowrun.v1 import queue_service_pb2 as pb
+from flowrun.v1.operator_service_pb2 import ListAgentsRequest
 from penstock.domain.flow import Flow
 from penstock.domain.flow_run import FlowRun, GroupTarget
 from penstock.domain.ids import FlowRunId
@@ -406,12 +407,11 @@ async def test_an_agent_that_vanishes_while_it_joins_leaves_no_trace(database: D
             await agent.say(hello=agent.hello())
             await until_blocked(database)
             agent.call.cancel()
-        async with asyncio.timeout(20):
-            while True:
-                agents = (await everything(database))["agents"]
-                if agents and None in agents[0]:
-                    return
-                await asyncio.sleep(0.01)
+            # The server learns of it while the opening still waits for the lock.
+            await process.operator.ListAgents(ListAgentsRequest())
+        await process.dispatcher.drain()
+
+    assert {None} >= {row[6] for row in (await everything(database))["agents"]}
 
 
 async def test_a_silent_agent_loses_its_stream(database: Database) -> None:

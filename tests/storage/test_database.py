@@ -166,7 +166,7 @@ async def test_a_real_deadlock_is_resolved(database: Database) -> None:
     await asyncio.gather(database.run(add_to_both, "a", "b"), database.run(add_to_both, "b", "a"))
 
     assert await database.read(limits) == {"a": 2, "b": 2}
-    assert len(tries) == 3
+    assert len(tries) >= 3  # at least one was told to begin again; it may meet the other once more
 
 
 @on_postgres

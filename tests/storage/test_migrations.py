@@ -83,6 +83,18 @@ def test_migrating_again_changes_nothing(engine: Engine) -> None:
     assert before == (shape_of(engine), signing_keys(engine))
 
 
+def test_the_command_knows_the_database_of_the_services(tmp_path: Path) -> None:
+    """Without a URL it takes the one in the environment, so that no password stands in a command line."""
+    url = f"sqlite:///{tmp_path}/penstock.db"
+    environment = {"PYTHONPATH": ":".join(sys.path), "PENSTOCK_DATABASE": url}
+
+    subprocess.run([sys.executable, "-m", "penstock.storage.migrations"], env=environment, check=True)
+
+    engine = open_engine(url, connections=1)
+    check_revision(engine)
+    engine.dispose()
+
+
 async def test_processes_may_migrate_at_once(empty_database_url: str) -> None:
     """Of several processes that migrate one empty database, all succeed, and one installation comes of it."""
     command = [sys.executable, "-m", "penstock.storage.migrations", empty_database_url]

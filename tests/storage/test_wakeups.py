@@ -248,17 +248,32 @@ async def test_a_listener_takes_its_own_bell_down(database: Database) -> None:
 
 def test_bells_hang_where_only_their_owner_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else may ring, and nobody else's directory is trusted."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        bells = street(tmp_path / "penstock.db")
+        assert [path.stat().st_mode & 0o777 for path in (bells, bells.parent)] == [0o700] * 2
+
+        # Somebody else's number, and a directory of that name that is ours.
+        stranger = os.getuid() + 1
+        (Path(temporary) / f"penstock-{stranger}").mkdir()
+        monkeypatch.setattr(os, "getuid", lambda: stranger)
+
+        with pytest.raises(PermissionError, match="belongs to another user"):
+            street(tmp_path / "penstock.db")
+
+
+def test_bells_hang_elsewhere_when_the_temporary_directory_is_too_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long TMPDIR costs no process its start: a socket is made where its path is short enough."""
+    deep = tmp_path / ("d" * 60)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+
     bells = street(tmp_path / "penstock.db")
-    assert [path.stat().st_mode & 0o777 for path in (bells, bells.parent)] == [0o700] * 2
 
-    # Somebody else's number, and a directory of that name that is ours.
-    stranger = os.getuid() + 1
-    (tmp_path / f"penstock-{stranger}").mkdir()
-    monkeypatch.setattr(os, "getuid", lambda: stranger)
-
-    with pytest.raises(PermissionError, match="belongs to another user"):
-        street(tmp_path / "penstock.db")
+    assert bells.is_relative_to("/tmp")
+    bells.rmdir()
 
 
 @on_sqlite

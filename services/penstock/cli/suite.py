@@ -187,8 +187,8 @@ class Suite:
             child.signal(SIGTERM)
 
     async def _migrate(self) -> None:
-        module, url = "penstock.storage.migrations", self.place.database_url
-        child = await Child.start("migrations", module, url, environ=self.place.environ, say=self._say)
+        environ = {**self.place.environ, f"{PREFIX}DATABASE": self.place.database_url}
+        child = await Child.start("migrations", "penstock.storage.migrations", environ=environ, say=self._say)
         try:
             code = await child.end()
         except asyncio.CancelledError:

@@ -63,7 +63,8 @@ class Dispatcher:
         self._draining = False
         self._taking = asyncio.Lock()
         self._taken_for: set[TenantId] = set()
-        # Tenants with a take of which it is not known whether it was committed, or where its grants went.
+        # Tenants that may have offers of this process which no stream has in hand: a take, or a stream's end, of which
+        # it is not known whether it was committed.
         self._unsure: set[TenantId] = set()
 
     def wake(self) -> None:
@@ -205,7 +206,7 @@ class Dispatcher:
             older.close(_replaced(older))
 
     async def _leave(self, stream: AgentStream, joining: asyncio.Task[list[Lease]]) -> None:
-        """Give back what was not accepted. If the database is away, the offers expire instead."""
+        """Give back what was not accepted. If the database is away, that is done once it answers."""
         self._streams.pop(stream.id, None)
         await asyncio.wait([joining])
         try:
@@ -214,7 +215,8 @@ class Dispatcher:
                 self.wake()
             await self._database.run(operations.leave, stream.tenant, stream.hello.agent_id, stream.id)
         except Refusal as refusal:
-            LOGGER.warning("offers to agent %s wait until they expire: %s", stream.hello.name, refusal)
+            self._unsure.add(stream.tenant)
+            LOGGER.warning("the stream of agent %s ended without a trace: %s", stream.hello.name, refusal)
         finally:
             self._present.discard(stream.id)
             if not self._present:

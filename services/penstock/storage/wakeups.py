@@ -26,6 +26,8 @@ CHANNEL: Final = "penstock"
 PAYLOAD_BYTES_MAX: Final = 7_900
 POLL_SECONDS: Final = 0.02
 LISTEN_SECONDS: Final = 0.5
+# A socket's path ends at 104 bytes on macOS; the part below the temporary directory takes the rest.
+TEMPORARY_BYTES_MAX: Final = 50
 
 
 @dataclass(slots=True)
@@ -194,10 +196,16 @@ class _SqliteListener:
 def street(database: Path) -> Path:
     """The directory of the doorbells of one file: short, because a socket's path is, and nobody else's."""
     name = hashlib.sha256(str(database.resolve()).encode()).hexdigest()[:16]
-    home = Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"
+    home = _temporary() / f"penstock-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
     if home.stat().st_uid != os.getuid():
         raise PermissionError(f"{home} belongs to another user; remove it, or set TMPDIR")
     bells = home / name
     bells.mkdir(mode=0o700, exist_ok=True)
     return bells
+
+
+def _temporary() -> Path:
+    """Where sockets may be made: as configured, unless their paths would become longer than a socket's may be."""
+    configured = Path(tempfile.gettempdir())
+    return configured if len(os.fsencode(configured)) <= TEMPORARY_BYTES_MAX else Path("/tmp")  # noqa: S108

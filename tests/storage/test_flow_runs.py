@@ -1,0 +1,139 @@
+"""Flow runs and transitions, on both databases."""
+
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
+
+import pendulum
+import pytest
+
+from penstock.domain.errors import FlowRunNotFound
+from penstock.domain.flow import ChildPolicy, Policy, RunConfig
+from penstock.domain.flow_run import Failure, FlowRun, birth, move
+from penstock.domain.ids import FlowRunId, TenantId
+from penstock.domain.log import LogLevel
+from penstock.domain.queries import PositionPage
+from penstock.domain.state import Cause, State
+from penstock.storage import flow_runs
+from penstock.storage.database import Database, Transaction
+from tests.queue.scenes import TENANT, everything
+from tests.support.builders import a_flow_run, an_id
+from tests.support.fake_clock import NOON
+
+OTHER_TENANT = TenantId(UUID(int=7))
+FAR = pendulum.datetime(9999, 12, 31, 23, 59, 59, 999_999, tz="UTC")
+FULL = a_flow_run(
+    State.FAILED,
+    name="ünïcode 🜁 'quoted'",
+    scheduled_start_time=FAR,
+    parameters_json='{"n":1.50,"big":9007199254740993}',
+    context_json='{"who":"Zoë"}',
+    labels=("a,b", "ü"),
+    run_config=RunConfig({"A": "1"}, "/srv", "image", {"cpu": "2"}),
+    policy=Policy(5, 3, timedelta(microseconds=1), 0, LogLevel.ERROR, ChildPolicy.ABANDON),
+    idempotency_key="k",
+    parent_id=FlowRunId(an_id()),
+    result_json="null",
+    failure=Failure("ValueError", "nö", "Traceback\n", exit_code=0, signal=9),
+    traceparent="00-aa-bb-01",
+    tracestate="x=y",
+    fence=2**62,
+)
+
+
+async def insert(database: Database, *runs: FlowRun) -> None:
+    await database.run(flow_runs.insert, TENANT, runs)
+
+
+async def test_a_run_comes_back_whole(database: Database) -> None:
+    """Every field, at its extremes and absent."""
+    plain = a_flow_run()
+    await insert(database, FULL, plain)
+
+    found = await database.read(flow_runs.by_id, TENANT, [FULL.id, plain.id, FlowRunId(an_id())])
+
+    assert found == {FULL.id: FULL, plain.id: plain}
+    assert await database.read(flow_runs.get, TENANT, FULL.id) == FULL
+
+
+async def test_nothing_is_inserted_of_nothing(database: Database) -> None:
+    """Empty calls are no mistakes."""
+    await insert(database)
+    await database.run(flow_runs.insert_transitions, TENANT, [])
+    await database.run(flow_runs.save_moves, TENANT, [])
+    assert await database.read(flow_runs.by_id, TENANT, []) == {}
+
+
+async def test_final_runs_are_found_apart(database: Database) -> None:
+    """Those that are not are left out."""
+    live = a_flow_run(State.RUNNING)
+    await insert(database, FULL, live)
+
+    assert await database.read(flow_runs.final_by_id, TENANT, [FULL.id, live.id]) == {FULL.id: FULL}
+
+
+async def test_a_move_is_saved(database: Database) -> None:
+    """What a move may change is changed, of that run alone."""
+    run, other = a_flow_run(State.RUNNING), a_flow_run(State.RUNNING)
+    await insert(database, run, other)
+    ended = replace(run, result_json='{"a":1}', failure=Failure(message="x"), fence=9, attempt=2, retries_left=0)
+    moved, _ = move(ended, State.SUCCEEDED, at=NOON, cause=Cause.FINISHED)
+
+    await database.run(flow_runs.save_moves, TENANT, [(run, moved)])
+
+    assert await database.read(flow_runs.by_id, TENANT, [run.id, other.id]) == {run.id: moved, other.id: other}
+
+
+async def test_a_move_from_another_version_is_our_mistake(database: Database) -> None:
+    """Nothing of the transaction stays, also of the moves that were right."""
+    right, wrong = a_flow_run(State.SUBMITTED), a_flow_run(State.SUBMITTED)
+    await insert(database, right, wrong)
+    before = await everything(database)
+    moves = [(each, move(each, State.RUNNING, at=NOON, cause=Cause.STARTED)[0]) for each in (right, wrong)]
+    moves[1] = (replace(wrong, version=1), moves[1][1])
+
+    with pytest.raises(AssertionError):
+        await database.run(flow_runs.save_moves, TENANT, moves)
+
+    assert before == await everything(database)
+
+
+async def test_steps_are_told_after_a_version(database: Database) -> None:
+    """Of each run after its own, in order; runs without later ones have none."""
+    runs = [a_flow_run() for _ in range(3)]
+    steps = [replace(birth(run), version=version, state=State.SCHEDULED) for run in runs for version in (2, 1, 3)]
+    await database.run(flow_runs.insert_transitions, TENANT, steps)
+
+    versions = {runs[0].id: 0, runs[1].id: 2, runs[2].id: 3}
+    after = await database.read(flow_runs.transitions_after, TENANT, versions)
+    page = await database.read(flow_runs.list_transitions, TENANT, runs[0].id, PositionPage(1, 1))
+
+    assert {each: [step.version for step in found] for each, found in after.items()} == {
+        runs[0].id: [1, 2, 3],
+        runs[1].id: [3],
+        runs[2].id: [],
+    }
+    assert page == [steps[0]]
+    assert await database.read(flow_runs.transitions_after, TENANT, {}) == {}
+
+
+async def test_steps_hint_at_their_runs(database: Database) -> None:
+    """Whoever watches them is told with the commit."""
+
+    def work(tx: Transaction) -> set[FlowRunId]:
+        flow_runs.insert_transitions(tx, TENANT, [birth(FULL)])
+        return tx.hint.moved
+
+    assert await database.run(work) == {FULL.id}
+
+
+async def test_another_tenant_sees_nothing(database: Database) -> None:
+    """Neither a run nor its steps."""
+    await insert(database, FULL)
+    await database.run(flow_runs.insert_transitions, TENANT, [birth(FULL)])
+
+    with pytest.raises(FlowRunNotFound):
+        await database.read(flow_runs.get, OTHER_TENANT, FULL.id)
+    assert await database.read(flow_runs.list_transitions, OTHER_TENANT, FULL.id, PositionPage(9)) == []
+    with pytest.raises(AssertionError):
+        await database.run(flow_runs.save_moves, OTHER_TENANT, [(FULL, FULL)])

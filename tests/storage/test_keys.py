@@ -1,0 +1,86 @@
+"""Idempotency keys and request ids, on both databases."""
+
+import asyncio
+from uuid import UUID
+
+from penstock.domain.flow_run import Fingerprint
+from penstock.domain.ids import FlowRunId, TenantId
+from penstock.storage import keys
+from penstock.storage.database import Database, Transaction
+from penstock.storage.keys import Claim, Key, TargetKind
+from tests.queue.scenes import TENANT
+from tests.support.builders import an_id
+
+OTHER_TENANT = TenantId(UUID(int=7))
+PRINT = Fingerprint(b"p", b"c", b"l", b"r")
+TARGET = an_id()
+
+
+def a_claim(key: str, kind: TargetKind = TargetKind.FLOW, target: UUID = TARGET) -> Claim:
+    return Claim(Key(kind, target, key), FlowRunId(an_id()), PRINT)
+
+
+async def claim(database: Database, *claims: Claim, tenant: TenantId = TENANT) -> dict[Key, FlowRunId]:
+    """Claim, and see whose the keys are then."""
+
+    def work(tx: Transaction) -> dict[Key, FlowRunId]:
+        keys.claim(tx, tenant, claims)
+        found = keys.find(tx, tenant, [each.key for each in claims])
+        return {key: each.flow_run_id for key, each in found.items()}
+
+    return await database.run(work)
+
+
+async def test_the_first_claim_counts(database: Database) -> None:
+    """In one transaction, and later; a claim comes back whole."""
+    first, second, third = a_claim("k"), a_claim("k"), a_claim("k")
+
+    assert await claim(database, first, second) == {first.key: first.flow_run_id}
+    assert await claim(database, third) == {first.key: first.flow_run_id}
+    assert await database.read(keys.find, TENANT, [first.key]) == {first.key: first}
+
+
+async def test_kinds_targets_and_tenants_keep_their_keys_apart(database: Database) -> None:
+    """The same text is another key within another scope; nothing asked, nothing found."""
+    claims = [a_claim("k", kind, target) for kind in TargetKind for target in (TARGET, UUID(int=0))]
+    assert await claim(database, *claims) == {each.key: each.flow_run_id for each in claims}
+    (foreign,) = [a_claim("k")]
+    assert await claim(database, foreign, tenant=OTHER_TENANT) == {foreign.key: foreign.flow_run_id}
+    assert await database.read(keys.find, TENANT, []) == {}
+    assert await database.read(keys.find, TENANT, [Key(TargetKind.FLOW, TARGET, "unknown")]) == {}
+
+
+async def test_any_text_is_a_key(database: Database) -> None:
+    """To the letter: case, accents and spaces make a difference."""
+    claims = [a_claim(each) for each in ("k", "K", "ķ", " k", "k ", "'; --", "k" * 255)]
+
+    assert await claim(database, *claims) == {each.key: each.flow_run_id for each in claims}
+
+
+async def test_forgotten_keys_are_free(database: Database) -> None:
+    """Of these runs alone."""
+    kept, forgotten = a_claim("kept"), a_claim("forgotten")
+    await claim(database, kept, forgotten)
+
+    await database.run(keys.forget, TENANT, [forgotten.flow_run_id])
+    await database.run(keys.forget, TENANT, [])
+
+    again = a_claim("forgotten")
+    assert await claim(database, kept, again) == {kept.key: kept.flow_run_id, again.key: again.flow_run_id}
+
+
+async def test_claims_in_any_order_never_wait_in_a_circle(database: Database) -> None:
+    """Transactions that claim the same keys from both ends agree on one owner for each."""
+    calls: list[int] = []
+
+    def work(tx: Transaction, order: int) -> dict[Key, FlowRunId]:
+        calls.append(order)
+        claims = [a_claim(f"k{number}") for number in range(50)][::order]
+        keys.claim(tx, TENANT, claims)
+        return {key: each.flow_run_id for key, each in keys.find(tx, TENANT, [each.key for each in claims]).items()}
+
+    answers = await asyncio.gather(*(database.run(work, order) for order in (1, -1) * 4))
+
+    assert len(calls) == 8, "a transaction was repeated after a deadlock"
+    assert all(answer == answers[0] for answer in answers)
+    assert len(answers[0]) == 50
