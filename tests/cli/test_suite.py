@@ -55,7 +55,7 @@ async def test_a_service_that_fails_to_start_says_why(tmp_path: Path) -> None:
     place = Place("127.0.0.1", free_ports("127.0.0.1"), f"sqlite:///{tmp_path}/penstock.db", environ)
     suite = Suite(place, say=lambda _name, _line: None)
 
-    with pytest.raises(SuiteFailed, match=r"The log service ended with exit code 2 as it started:\n.*log_level"):
+    with pytest.raises(SuiteFailed, match=r"The log service ended with exit code 2 as it started:\n.*LOG_LEVEL"):
         await suite.start()
 
     await suite.stop()
