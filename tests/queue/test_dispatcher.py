@@ -158,6 +158,20 @@ async def test_a_leave_that_cannot_be_written_ends_all_the_same(database: Databa
         await dispatcher.drain()
 
 
+async def test_draining_gives_back_what_nobody_knows_of(database: Database, database_kind: Kind) -> None:
+    """A take that was not answered leaves nothing behind."""
+    await create(database, await register(database))
+    dispatcher = dispatching(Unanswering(database, operations.take))
+
+    async with joined(dispatcher, 1):
+        with pytest.raises(Unavailable):
+            await dispatcher.run_once()
+        draining = asyncio.create_task(dispatcher.drain())
+    await draining
+
+    assert [Phase.WAITING] == await phases(database)
+
+
 async def test_a_join_that_was_not_answered_is_undone(database: Database, database_kind: Kind) -> None:
     """Its agent is refused, and opens another stream that nobody replaces."""
     agent_id = an_id()
