@@ -311,7 +311,7 @@ class SmallFlowRuns(flow_run_service_pb2_grpc.FlowRunServiceServicer):
     async def FinishFlowRun(self, request: Any, context: Any) -> Any:
         await self._services.called("FinishFlowRun", request)
         run = self._services.held(request.flow_run_id, request.fence)
-        if run.execution_id != request.execution_id:
+        if run.execution_id not in ("", request.execution_id):
             raise ExecutionRefused(flow_run_id=run.id, fence=run.fence)
         run.end = request
         run.state = {"succeeded": "SUCCEEDED", "failed": "FAILED", "stopped": "CANCELLED"}[

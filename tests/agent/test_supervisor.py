@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -333,7 +334,7 @@ async def test_a_refused_start_never_begins(
 
 
 async def test_a_cancelled_run_is_not_begun(services: SmallServices, supervisors: Supervisors, tmp_path: Path) -> None:
-    """A run that is CANCELLING at its start is confirmed as stopped, without an execution."""
+    """A run that is CANCELLING at its start is confirmed as stopped, with the id of an execution that may have begun."""
     witness = tmp_path / "witness"
     run = supervisors.flow(WAITING, parameters_json=json.dumps({"witness": str(witness)}), state="CANCELLING")
 
@@ -342,7 +343,7 @@ async def test_a_cancelled_run_is_not_begun(services: SmallServices, supervisors
     assert code == ExitCode.REPORTED
     assert run.state == "CANCELLED"
     assert run.end is not None
-    assert run.end.execution_id == ""
+    assert uuid.UUID(run.end.execution_id)
     assert not witness.exists()
 
 

@@ -136,7 +136,10 @@ class Supervision:
         body.kill()
         await asyncio.to_thread(body.wait)
         if permission is Permission.STOPPING:
-            request = Finish(flow_run_id=self._lease.flow_run_id, fence=self._lease.fence)
+            # With the execution's id: an earlier answer, which was lost, may have started it.
+            request = Finish(
+                flow_run_id=self._lease.flow_run_id, fence=self._lease.fence, execution_id=self._execution_id
+            )
             request.stopped.message = "The run was cancelled before its code began."
             return await self._report(request)
         return ExitCode.NOT_STARTED if permission is Permission.UNKNOWN else ExitCode.DROPPED
