@@ -80,3 +80,18 @@ async def test_a_child_without_its_parent_does_not_begin() -> None:
     )
 
     assert -9 == await process.wait()
+
+
+async def test_a_child_is_read_even_when_nobody_can_be_shown_its_lines(tmp_path: Path) -> None:
+    """A terminal that is gone must not fill a child's pipe: the child would freeze in its next line."""
+
+    def gone(_line: str) -> None:
+        raise BrokenPipeError
+
+    child = await child_running("import sys\nprint(('x' * 1000 + '\\n') * 1000)\nsys.exit(7)\n", tmp_path, gone)
+
+    async with asyncio.timeout(60):
+        code = await child.end()
+
+    assert 7 == code
+    assert "x" * 1000 in child.lines()

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -283,6 +285,20 @@ def test_the_path_of_a_bell_is_short(database: Database) -> None:
         (bell,) = bells_of(database)
 
     assert len(str(bell.relative_to(tempfile.gettempdir()))) < 104 - 49
+
+
+async def test_a_ring_that_cannot_be_made_fails_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was committed stays answered as committed, even when no descriptor is left to ring with."""
+
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    bells = Bells(tmp_path / "penstock.db")
+    monkeypatch.setattr(socket, "socket", exhausted)
+
+    bells.ring(Hint(due=True))
+
+    street(tmp_path / "penstock.db").rmdir()
 
 
 async def test_ringing_where_nobody_lives_is_nothing(tmp_path: Path) -> None:

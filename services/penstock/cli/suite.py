@@ -121,7 +121,9 @@ class Child:
         assert self._process.stdout is not None
         async for line in _lines_of(self._process.stdout):
             self._last_lines.append(line)
-            say(self.name, line)
+            # Who cannot be shown a line any more must not stop the reading: a child that finds its pipe full freezes.
+            with contextlib.suppress(OSError):
+                say(self.name, line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from penstock.domain.errors import Unavailable
 from penstock.domain.limits import TICKET_WAIT_MAX, TRANSACTION_ATTEMPTS_MAX
 from penstock.storage.ticket import WriteTicket
 from penstock.storage.types import UtcTime
-from penstock.storage.wakeups import Bells, Hint, notify
+from penstock.storage.wakeups import PROMPTLY, Bells, Hint, notify
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def open_engine(url: str, *, connections: int) -> Engine:
         max_overflow=0,
         pool_timeout=TICKET_WAIT_MAX.total_seconds(),
         isolation_level="READ COMMITTED",
-        connect_args={"options": "-c timezone=UTC", "connect_timeout": 5, "application_name": "penstock"},
+        connect_args={"options": "-c timezone=UTC", "application_name": "penstock", **PROMPTLY},
     )
 
 

@@ -4,6 +4,7 @@ On PostgreSQL a hint travels by NOTIFY, one per transaction, delivered with its 
 doorbell, a datagram socket that writers ring after their commit; behind it the file's `data_version` is polled.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,14 @@ from sqlalchemy import Connection, Engine, text
 
 from penstock.domain.ids import FlowRunId
 
+# A database host that vanished without a word is given up within seconds, not when the kernel loses patience.
+PROMPTLY: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 CHANNEL: Final = "penstock"
 PAYLOAD_BYTES_MAX: Final = 7_900
 POLL_SECONDS: Final = 0.02
@@ -82,25 +91,34 @@ class Bells:
         self._socket: socket.socket | None = None
 
     def ring(self, hint: Hint) -> None:
-        """Ring every doorbell. One that nobody answers any more is taken down."""
+        """Ring every doorbell. One that nobody answers any more is taken down.
+
+        Never fails: what it tells of is committed, and an error now would make its caller believe that it is not. The
+        poll behind the doorbells finds what a ring that went astray would have told.
+        """
         if not hint:
             return
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
-        payload = encode(hint).encode()
-        for bell in self._street.glob("*.bell"):
-            try:
-                self._socket.sendto(payload, str(bell))
-            except ConnectionRefusedError:
-                bell.unlink(missing_ok=True)
-            except OSError:
-                continue  # full, or gone meanwhile: the poll behind the doorbell finds what this would have told
+        with contextlib.suppress(OSError):
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._socket.setblocking(False)
+            payload = encode(hint).encode()
+            for bell in self._street.glob("*.bell"):
+                self._ring_one(self._socket, bell, payload)
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    @staticmethod
+    def _ring_one(ringing: socket.socket, bell: Path, payload: bytes) -> None:
+        try:
+            ringing.sendto(payload, str(bell))
+        except ConnectionRefusedError:
+            bell.unlink(missing_ok=True)
+        except OSError:
+            return  # full, or gone meanwhile
 
 
 class Listener(Protocol):
@@ -132,7 +150,7 @@ class _PostgresListener:
         while True:
             try:
                 if self._conn is None:
-                    self._conn = psycopg.connect(self._url, autocommit=True, connect_timeout=5)
+                    self._conn = psycopg.connect(self._url, autocommit=True, **PROMPTLY)
                     self._conn.execute(f"LISTEN {CHANNEL}")
                     yield Hint(anything=True)
                 for notice in self._conn.notifies(timeout=LISTEN_SECONDS):
