@@ -103,3 +103,10 @@ async def test_a_terminal_without_the_characters_is_served(unused_tcp_port: int)
 
     assert 1 == shown.code
     assert "No Penstock server answers" in shown.err
+
+
+async def test_bytes_that_are_no_text_are_misuse() -> None:
+    """An argument that no request could carry is refused in one line, before any call."""
+    failed = await penstock("run", "--name", "tide", "--run-name", "\udcff")
+
+    assert (2, "penstock: Argument 5 is not valid UTF-8: '\\udcff'\n") == (failed.code, failed.err)

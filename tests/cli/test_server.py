@@ -88,7 +88,16 @@ async def test_status_asks_where_the_settings_say(services: object, unused_tcp_p
     shown = await penstock("server", "status", "--json", PENSTOCK_ADDRESS=address)
 
     document = json.loads(shown.out)
-    assert (0, {address}) == (shown.code, {each["address"] for each in document["services"]})
+    assert {address} == {each["address"] for each in document["services"]}
+    assert all(each["serving"] for each in document["services"] if each["name"] in ("flow_run", "log"))
+
+
+async def test_status_takes_no_service_for_another(services: object) -> None:
+    """A process that answers where the queue should, but does not serve it, is not shown as the queue."""
+    shown = await penstock("server", "status", "--json", PENSTOCK_QUEUE_ADDRESS=services.address)  # type: ignore[attr-defined]
+
+    (queue,) = [each for each in json.loads(shown.out)["services"] if each["name"] == "queue"]
+    assert (1, False, "another service answers") == (shown.code, queue["serving"], queue["detail"])
 
 
 async def test_a_database_that_cannot_be_prepared_ends_the_start(unused_tcp_port: int) -> None:

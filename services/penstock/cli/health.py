@@ -1,6 +1,8 @@
 """Whether services answer, as gRPC's standard health check says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -9,6 +11,17 @@ from penstock.runtime.channel import open_channel
 from penstock.runtime.clock import SystemClock
 
 PROBE_SECONDS_MAX = 3.0
+
+# What each process serves, so that one of them at another's address is not taken for it. The keeper serves no calls.
+SERVED: Final[Mapping[str, str]] = {
+    "flow_run": "flowrun.v1.FlowRunService",
+    "queue": "flowrun.v1.QueueService",
+    "log": "flowrun.v1.LogService",
+    "keeper": "",
+}
+
+
+_SAID: Final = {grpc.StatusCode.UNAVAILABLE: "no answer", grpc.StatusCode.NOT_FOUND: "another service answers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +33,15 @@ class Health:
     latency_seconds: float | None
 
 
-async def probe(address: str) -> Health:
-    """Ask the service at an address once."""
+async def probe(name: str, address: str) -> Health:
+    """Ask the service of that name at an address once."""
     began = SystemClock().monotonic()
     channel = open_channel(address, repeatable=())
     try:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_SECONDS_MAX)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVED[name]), timeout=PROBE_SECONDS_MAX)
     except grpc.RpcError as error:
-        answers = error.code() is not grpc.StatusCode.UNAVAILABLE
-        return Health(False, error.code().name if answers else "no answer", None)
+        return Health(False, _SAID.get(error.code(), error.code().name), None)
     finally:
         await channel.close()
     serving = answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -5,12 +5,13 @@ Whatever a sub-command needs beyond the parsing of its options it imports when i
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from penstock.cli import agent, get, logs, quickstart, register, run, server
-from penstock.cli.failures import CommandFailed
+from penstock.cli.failures import EXIT_MISUSED, CommandFailed
 
 EXIT_INTERRUPTED = 130
 
@@ -39,12 +40,20 @@ def main() -> None:
         # A terminal that lacks a character shows its escape instead of failing the command.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        _demand_text(sys.argv[1:])
         app(prog_name="penstock")
     except CommandFailed as failed:
         typer.echo(f"penstock: {failed}", err=True)
         sys.exit(failed.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _demand_text(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no text: neither JSON nor the contract could carry them."""
+    for place, argument in enumerate(arguments, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise CommandFailed(f"Argument {place} is not valid UTF-8: {argument!r}", EXIT_MISUSED)
 
 
 def _show_version(wanted: bool) -> None:

@@ -140,7 +140,7 @@ async def _probe_all(addresses: Mapping[str, str]) -> "Sequence[Health]":
 
     from penstock.cli.health import probe
 
-    return await asyncio.gather(*map(probe, addresses.values()))
+    return await asyncio.gather(*(probe(name, address) for name, address in addresses.items()))
 
 
 def _print_json(addresses: Mapping[str, str], found: "Sequence[Health]") -> None:
