@@ -1,7 +1,9 @@
 """The gate that a program waits at."""
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ SCRIPT = 'echo "$TRACEPARENT/$TRACESTATE/$1"; cat; ls /proc/self/fd | wc -l'
 def start() -> Iterator[Any]:
     started: list[subprocess.Popen[str]] = []
 
-    def start(command: list[str], *, watched: bool) -> subprocess.Popen[str]:
+    def start(command: list[str]) -> subprocess.Popen[str]:
         started.append(
             subprocess.Popen(
-                gated(command, watched=watched),
+                gated(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -40,10 +42,9 @@ def start() -> Iterator[Any]:
                 pipe.close()
 
 
-@pytest.mark.parametrize("watched", [False, True])
-def test_a_gate_that_opens_lets_the_program_begin(start: Any, watched: bool) -> None:
+def test_a_gate_that_opens_lets_the_program_begin(start: Any) -> None:
     """It gets its arguments and the trace, nothing on its input, and no descriptor of ours."""
-    process = start(["sh", "-c", SCRIPT, "sh", "two words"], watched=watched)
+    process = start(["sh", "-c", SCRIPT, "sh", "two words"])
 
     process.stdin.write("parent state=1\n")
     process.stdin.flush()
@@ -52,10 +53,9 @@ def test_a_gate_that_opens_lets_the_program_begin(start: Any, watched: bool) -> 
     assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize("watched", [False, True])
-def test_a_gate_that_closes_lets_nothing_begin(start: Any, watched: bool) -> None:
+def test_a_gate_that_closes_lets_nothing_begin(start: Any) -> None:
     """The program is never executed."""
-    process = start(["echo", "executed"], watched=watched)
+    process = start(["echo", "executed"])
 
     process.stdin.close()
 
@@ -63,18 +63,29 @@ def test_a_gate_that_closes_lets_nothing_begin(start: Any, watched: bool) -> Non
     assert process.wait(20) == 125
 
 
-async def test_a_watched_gate_that_closes_later_ends_the_group(start: Any, tmp_path: Path) -> None:
-    """Where the kernel does not end a child with its parent, this does."""
+async def test_a_gate_that_closes_later_ends_the_group(start: Any, tmp_path: Path) -> None:
+    """What the program started ends as well, also after the group was asked politely and did not listen."""
     witness = tmp_path / "witness"
-    process = start(["sh", "-c", f"sleep 60 & echo $! > {witness}; wait"], watched=True)
+    process = start(["sh", "-c", f"trap '' TERM; sleep 60 & echo $! > {witness}; wait"])
     process.stdin.write("parent\n")
     process.stdin.flush()
     child = await number_in(witness)
 
+    os.killpg(process.pid, signal.SIGTERM)
     process.stdin.close()
 
     assert await is_gone(child)
     assert process.wait(20) == -9
+
+
+def test_the_watcher_is_no_child_of_the_program(start: Any) -> None:
+    """A program that waits for all of its children does not wait for ever."""
+    process = start([sys.executable, "-c", "import os\ntry: os.wait()\nexcept ChildProcessError: print('alone')"])
+
+    process.stdin.write("parent\n")
+    process.stdin.flush()
+
+    assert process.stdout.read() == "alone\n"
 
 
 def test_the_environment_holds_the_run_and_not_the_agent(tmp_path: Path) -> None:

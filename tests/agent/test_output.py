@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from penstock.agent.output import Line, RawOutput, RecordedOutput
 from penstock.domain.limits import LOG_LINE_BYTES_MAX
 
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+SPAN_ID = "b7ad6b7169203331"
+
 
 def raw_lines(*chunks: bytes) -> list[str | bytes]:
     lines: list[Line] = []
@@ -92,8 +95,8 @@ def test_records_become_lines() -> None:
             "level": "INFO",
             "level_name": "NOTICE",
             "logger": "a.b",
-            "trace_id": "t",
-            "span_id": "s",
+            "trace_id": TRACE_ID,
+            "span_id": SPAN_ID,
         }
     )
 
@@ -104,8 +107,8 @@ def test_records_become_lines() -> None:
         level="INFO",
         level_name="NOTICE",
         logger="a.b",
-        trace_id="t",
-        span_id="s",
+        trace_id=TRACE_ID,
+        span_id=SPAN_ID,
     )
     assert [expected] == lines
 
@@ -151,6 +154,8 @@ def test_the_report_is_read() -> None:
         b'{"kind": "line", "stream": "nowhere", "text": "x"}\n',
         b'{"kind": "line"}\n',
         b'{"kind": "failure"}\n',
+        b'{"kind": "line", "stream": "stdout", "text": "x", "thread": 1e400}\n',
+        b"[" * 50_000 + b"\n",
         b"\xff\xff\n",
     ],
 )
@@ -176,3 +181,32 @@ def test_names_are_cut_to_what_the_contract_takes() -> None:
     lines, _ = recorded({"kind": "line", "stream": "logger", "text": "", "logger": "x" * 300, "level_name": "y" * 70})
 
     assert (len(lines[0].logger), len(lines[0].level_name)) == (255, 64)
+
+
+def test_names_hold_nothing_that_cannot_be_stored() -> None:
+    """Halves of surrogate pairs and the character zero are replaced, and the line is kept."""
+    lines, _ = recorded({"kind": "line", "stream": "logger", "text": "x", "logger": "a\ud800b", "level_name": "c\0d"})
+
+    assert [("x", "a?b", "c\ufffdd")] == [(line.content, line.logger, line.level_name) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "time", ["1e400", "-1e400", "NaN", "253402300800", "-62135596801", "1" * 400, '"noon"', "null"]
+)
+def test_a_line_of_an_impossible_time_is_of_now(time: str) -> None:
+    """Neither it nor the open line that it continues is lost."""
+    impossible = f'{{"kind": "line", "stream": "stdout", "text": "b", "time": {time}}}\n'
+
+    lines, _ = recorded({"kind": "line", "stream": "stdout", "text": "a", "open": True}, impossible.encode())
+
+    assert [Line(stream="stdout", content="ab", time=None)] == lines
+
+
+@pytest.mark.parametrize(
+    ("trace_id", "span_id"), [("t", SPAN_ID), (TRACE_ID, "s"), (TRACE_ID + "\n", SPAN_ID), ("\u0661" * 32, SPAN_ID)]
+)
+def test_malformed_ids_of_a_span_are_left_out(trace_id: str, span_id: str) -> None:
+    """Half an identity would join the line to a span of another trace."""
+    lines, _ = recorded({"kind": "line", "stream": "logger", "text": "", "trace_id": trace_id, "span_id": span_id})
+
+    assert [("", "")] == [(line.trace_id, line.span_id) for line in lines]

@@ -197,6 +197,29 @@ async def test_a_machine_that_cannot_launch_gives_runs_back(services: SmallServi
     assert run.release_reasons[0].startswith("The supervisor cannot be started: ")
 
 
+async def test_an_unforeseen_failure_to_launch_gives_the_run_back(services: SmallServices, agents: Agents) -> None:
+    """Whatever goes wrong in a launch, the slot is free again, and the run's record says why."""
+    await agents.connected()
+    run = services.add_run(command=["true"], state="SCHEDULED", flow_run_id="no\0name")
+
+    await services.offer(run)
+    await services.until(lambda: run.release_reasons and services.streams[-1].credit == 3)
+
+    assert "embedded null byte" in run.release_reasons[0]
+
+
+async def test_a_log_level_of_a_newer_server_is_as_good_as_none(services: SmallServices, agents: Agents) -> None:
+    """A level that this agent does not know does not keep a run from being launched."""
+    await agents.connected()
+    run = agents.quick()
+    run.flow_run.policy.log_level = 99  # type: ignore[assignment]
+
+    await services.offer(run)
+    await services.until(lambda: run.state == "SUCCEEDED" or run.release_reasons)
+
+    assert run.state == "SUCCEEDED"
+
+
 async def test_the_agent_renews_until_the_supervisor_has_started(services: SmallServices, agents: Agents) -> None:
     """While StartFlowRun is not answered the agent keeps the lease; the run starts late, and only once."""
     services.lease = services.lease / 30
@@ -277,6 +300,33 @@ async def test_a_second_signal_stops_the_runs(services: SmallServices, agents: A
     assert run.end is not None
     assert run.end.failed.message.startswith("The agent was told to stop at once.")
     assert await is_gone(pid)
+
+
+async def test_a_second_signal_stops_what_is_being_accepted(services: SmallServices, agents: Agents) -> None:
+    """A run whose acceptance is answered after the second signal is given back, not launched."""
+    agent = await agents.connected()
+    run = agents.quick()
+
+    def signal_twice(rpc: str, _: object) -> None:
+        if rpc == "AcceptFlowRuns":
+            agent.terminate()
+            _read_until(agent, "Taking no more runs")
+            agent.send_signal(signal.SIGINT)
+            _read_until(agent, "Stopping the runs")
+
+    services.before = signal_twice
+    await services.offer(run)
+    await services.until(lambda: run.release_reasons or run.end)
+
+    assert (await output_of(agent))[0] == 1
+    assert run.release_reasons == ["The agent was told to stop at once."]
+    assert "StartFlowRun" not in services.calls
+
+
+def _read_until(process: subprocess.Popen[str], words: str) -> None:
+    """Read what an agent prints until it says that."""
+    while words not in (line := _peek(process)):
+        assert line, "the agent ended"
 
 
 async def test_a_broken_stream_is_opened_again_and_harms_no_run(services: SmallServices, agents: Agents) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pytest
 
 from flowrun.v1 import log_pb2
 from penstock.agent.exit_code import ExitCode
+from penstock.agent.leases import lease_time
 from penstock.agent.run_directory import Assignment, RunDirectory
 from penstock.domain.errors import InvalidRequest, Violation
 from tests.agent.collector import Collector
@@ -26,6 +26,9 @@ STREAM_NAMES = {
     log_pb2.LOG_STREAM_STDERR: "stderr",
     log_pb2.LOG_STREAM_LOGGER: "logger",
 }
+
+
+MAIN = "import sys\nfrom penstock.agent.supervisor import main\nsys.exit(main())"
 
 
 class Supervisors:
@@ -62,16 +65,18 @@ class Supervisors:
             queue_address=self._services.address,
             log_address=self._services.address,
             token="secret-token",
-            lease_end=time.monotonic() + lease,
+            lease_end=lease_time() + lease,
             lease_seconds=lease,
             stop_grace_seconds=5.0,
             trace_context={"traceparent": TRACEPARENT},
         )
         return RunDirectory.create(self._directory, replace(assignment, **changes))
 
-    def start(self, directory: RunDirectory) -> subprocess.Popen[bytes]:
+    def start(self, directory: RunDirectory, *, mishap: str = "") -> subprocess.Popen[bytes]:
+        """Start a supervisor; `mishap` is code that breaks it first."""
+        program = ["-c", f"{mishap}\n{MAIN}"] if mishap else ["-m", "penstock.agent.supervisor"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "penstock.agent.supervisor", str(directory.path)],
+            [sys.executable, *program, str(directory.path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -334,7 +339,7 @@ async def test_a_refused_start_never_begins(
 
 
 async def test_a_cancelled_run_is_not_begun(services: SmallServices, supervisors: Supervisors, tmp_path: Path) -> None:
-    """A run that is CANCELLING at its start is confirmed as stopped, with the id of an execution that may have begun."""
+    """A run that is CANCELLING at its start is confirmed as stopped, under its execution's id."""
     witness = tmp_path / "witness"
     run = supervisors.flow(WAITING, parameters_json=json.dumps({"witness": str(witness)}), state="CANCELLING")
 
@@ -449,6 +454,82 @@ async def test_the_body_ends_with_its_supervisor(
     supervisor.kill()
 
     assert await is_gone(pid)
+
+
+@pytest.mark.parametrize("kind", ["flow", "command"])
+async def test_what_a_body_started_ends_with_the_supervisor(
+    services: SmallServices, supervisors: Supervisors, tmp_path: Path, kind: str
+) -> None:
+    """A supervisor that is killed leaves no child of its body behind."""
+    witness = tmp_path / "witness"
+    script = f"sleep 60 & echo $! > {witness}; wait"
+    if kind == "flow":
+        run = supervisors.flow(
+            f"import subprocess\n@flow\ndef example():\n    subprocess.run({script!r}, shell=True)\n"
+        )
+    else:
+        run = services.add_run(command=["sh", "-c", script])
+    supervisor = supervisors.start(supervisors.prepare(run))
+    child = await number_in(witness)
+
+    supervisor.kill()
+
+    assert await is_gone(child)
+
+
+async def test_a_body_is_gone_before_its_lease_ends(
+    services: SmallServices, supervisors: Supervisors, tmp_path: Path
+) -> None:
+    """Even when it ignores the request, and a renewal waits for an answer that does not come."""
+    services.lease = services.lease / 20
+    witness = tmp_path / "witness"
+    script = f"trap '' TERM; echo $$ > {witness}; while :; do sleep 0.1; done"
+    run = services.add_run(command=["sh", "-c", script])
+    granted: list[float] = []
+
+    def silence(rpc: str, _: Any) -> None:
+        if rpc == "StartFlowRun":
+            granted.append(lease_time())
+
+    services.before = silence
+    services.away = {"RenewLeases"}
+    supervisor = supervisors.start(supervisors.prepare(run))
+    pid = await number_in(witness)
+
+    assert await is_gone(pid)
+    assert lease_time() < granted[0] + services.lease.total_seconds()
+    assert await exit_of(supervisor) == ExitCode.DROPPED
+
+
+async def test_a_lease_that_cannot_be_kept_any_more_ends_the_body(
+    services: SmallServices, supervisors: Supervisors, tmp_path: Path
+) -> None:
+    """A fault of the supervisor's own is no reason to let a body live on without a lease."""
+    services.lease = services.lease / 20
+    witness = tmp_path / "witness"
+    run = supervisors.flow(WAITING, parameters_json=json.dumps({"witness": str(witness)}))
+    mishap = "from penstock.agent import leases\nasync def renew(*_): raise ZeroDivisionError\nleases.renew = renew"
+    supervisor = supervisors.start(supervisors.prepare(run), mishap=mishap)
+    pid = await number_in(witness)
+
+    assert await is_gone(pid)
+    assert await exit_of(supervisor) == ExitCode.DROPPED
+
+
+async def test_a_log_that_cannot_be_written_any_more_blocks_nobody(
+    services: SmallServices, supervisors: Supervisors
+) -> None:
+    """A body that says more than waits goes on without a log when writing it fails on our side."""
+    run = supervisors.flow("@flow\ndef example():\n    for _ in range(12): print('x' * 1_000_000)\n")
+    mishap = (
+        "from penstock.agent.log_writer import LogWriter\n"
+        "async def run(self): raise ZeroDivisionError\nLogWriter.run = run"
+    )
+
+    code = await exit_of(supervisors.start(supervisors.prepare(run), mishap=mishap))
+
+    assert code == ExitCode.REPORTED
+    assert run.state == "SUCCEEDED"
 
 
 async def test_an_outage_loses_nothing(services: SmallServices, supervisors: Supervisors, tmp_path: Path) -> None:

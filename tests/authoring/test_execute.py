@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.authoring.execute import EXIT_NOT_BEGUN
+from tests.agent.waiting import is_gone
 
 ROOT = Path(__file__).parents[2]
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -33,6 +34,7 @@ class Body:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[records_in],
+            start_new_session=True,
             cwd=directory,
             env={
                 "PATH": os.environ["PATH"],
@@ -99,6 +101,20 @@ def test_nothing_is_executed_before_the_gate_opens(bodies: Any, tmp_path: Path) 
     assert body.process.wait(20) == EXIT_NOT_BEGUN
     assert body.records() == []
     assert not (tmp_path / "witness").exists()
+
+
+async def test_what_the_code_started_ends_when_the_gate_closes(bodies: Any) -> None:
+    """The whole group ends with the supervisor."""
+    body = bodies(
+        "import subprocess, time\n@flow\ndef example():\n"
+        "    print(subprocess.Popen(['sleep', '60']).pid)\n    time.sleep(60)\n"
+    )
+    child = int(body.record()["text"])
+
+    body.process.stdin.close()
+
+    assert await is_gone(child)
+    assert body.process.wait(20) == -signal.SIGKILL
 
 
 def test_lines_and_the_result_are_records(bodies: Any) -> None:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,14 @@ class Background:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text}"
             assert time.monotonic() < deadline, f"{words!r} did not appear:\n{self.text}"
             time.sleep(0.02)
+
+    def wait_for_end(self, around: Callable[[], str]) -> None:
+        """Wait until it ends well; `around` tells what happened around it, should it not."""
+        try:
+            code: int | None = self.process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            code = None
+        assert code == 0, f"{code}:\n{self.text}\n{around()}"
 
     @property
     def text(self) -> str:
@@ -129,8 +137,11 @@ def clean_environment() -> dict[str, str]:
 
 
 def four_free_ports() -> int:
-    """The first of four ports in a row that nobody listens on."""
-    for base in range(20_000 + os.getpid() % 5_000 * 4, 60_000, 4):
+    """The first of four ports in a row that nobody listens on, below those that the kernel gives to callers.
+
+    A caller that tries such a port again and again while nobody listens may be given it, and be connected to itself.
+    """
+    for base in range(20_000 + os.getpid() % 3_000 * 4, 32_768, 4):
         with ExitStack() as stack:
             try:
                 for port in range(base, base + 4):

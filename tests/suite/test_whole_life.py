@@ -117,7 +117,7 @@ def test_services_that_die_do_not_disturb_a_running_body(
                 if "penstock." in command:
                     os.kill(pid, signal.SIGKILL)
             gate.touch()
-            assert follow.process.wait(60) == 0
+            follow.wait_for_end(lambda: f"{agent.text}\n{server.text}")
         shown = here.documents("get", "flow-runs", "--name", run_name)
 
     assert [(run, "SUCCEEDED", 1)] == [(each["flow_run_id"], each["state"], each["attempt"]) for each in shown], (

@@ -1,8 +1,8 @@
 """The process that executes the code of a run, from the outside.
 
 It is started before this process has any other thread, and waits at a gate: its standard input, which passes one line
-that names the trace to go on with. It ends with its supervisor: by the kernel's doing on Linux, elsewhere because the
-gate closes. It leads a process group of its own, which ends with it.
+that names the trace to go on with. It leads a process group of its own, which ends with it, and with its supervisor: a
+watcher in the group sees the gate close. On Linux the kernel ends the leader even before that.
 """
 
 import contextlib
@@ -16,17 +16,15 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from penstock.agent.run_directory import Assignment, RunDirectory
+from penstock.runtime.lifeline import WATCH
 from penstock.runtime.settings import environment
 
 _PR_SET_PDEATHSIG: Final = 1
 
 # The gate is closed to the program itself, which finds nothing on its standard input.
-_GATE: Final = 'read -r TRACEPARENT TRACESTATE || exit 125; export TRACEPARENT TRACESTATE; exec "$@" </dev/null'
-
-# Where the kernel does not end a child with its parent, a watcher at the gate ends the whole group.
-_WATCHED_GATE: Final = (
+_GATE: Final = (
     "read -r TRACEPARENT TRACESTATE || exit 125; export TRACEPARENT TRACESTATE; exec 3<&0 </dev/null; "
-    '(while read -r _ <&3; do :; done; kill -KILL 0) >/dev/null 2>&1 & exec "$@" 3<&-'
+    f'{WATCH}; exec "$@" 3<&-'
 )
 
 
@@ -104,9 +102,9 @@ def start_body(assignment: Assignment, directory: RunDirectory) -> Body:
     return Body(process, gate_in, records_out)
 
 
-def gated(command: list[str], *, watched: bool) -> list[str]:
-    """The arguments that make a program wait at the gate; `watched` where no kernel ends it with its parent."""
-    return ["/bin/sh", "-c", _WATCHED_GATE if watched else _GATE, "penstock", *command]
+def gated(command: list[str]) -> list[str]:
+    """The arguments that make a program wait at the gate. It must lead a process group: that ends with the gate."""
+    return ["/bin/sh", "-c", _GATE, "penstock", *command]
 
 
 def body_environment(assignment: Assignment, directory: RunDirectory, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -131,7 +129,7 @@ def body_environment(assignment: Assignment, directory: RunDirectory, inherited:
 
 def _arguments(assignment: Assignment, records: int | None) -> list[str]:
     if assignment.command:
-        return gated(list(assignment.command), watched=sys.platform != "linux")
+        return gated(list(assignment.command))
     return [sys.executable, "-m", "penstock.authoring.execute", assignment.entry_point, str(records)]
 
 

@@ -13,7 +13,7 @@ from opentelemetry import trace
 from flowrun.v1 import flow_run_pb2, lease_pb2, log_pb2, queue_service_pb2
 from penstock.agent.calls import CALL_WAIT_MAX, Backoff, passes
 from penstock.agent.launchers import End, Ended, Launched, Launcher, LaunchFailed
-from penstock.agent.leases import Held, LeaseCount, Leases
+from penstock.agent.leases import Held, LeaseCount, Leases, lease_time
 from penstock.agent.run_directory import Assignment
 from penstock.agent.settings import AgentSettings
 from penstock.domain.limits import LEASES_PER_CALL_MAX, REASON_CHARACTERS_MAX
@@ -50,6 +50,8 @@ class Intake:
         self.leases = Leases(stub, self._stop)
         # No more is taken: offers that still come are declined.
         self.draining = False
+        # What is held is being stopped: nothing is launched any more, not even what is being accepted.
+        self.stopping = False
         # Wakes whoever tells the queue how much this agent will still take.
         self.changed = asyncio.Event()
 
@@ -96,7 +98,8 @@ class Intake:
                 self.changed.set()
 
     def stop_all(self) -> None:
-        """Ask every supervisor to end its run."""
+        """Ask every supervisor to end its run, and launch nothing from now on."""
+        self.stopping = True
         for held in self.leases:
             self.leases.stop(held.lease.key)
 
@@ -116,24 +119,36 @@ class Intake:
         )
         backoff = Backoff()
         while True:
-            sent = time.monotonic()
+            sent = lease_time()
             try:
                 answer = await self._stub.AcceptFlowRuns(request, timeout=CALL_WAIT_MAX.total_seconds())
             except grpc.aio.AioRpcError as error:
                 pause = backoff.seconds(error)
-                if not passes(error) or time.monotonic() + pause > until:
+                if self.stopping or not passes(error) or time.monotonic() + pause > until:
                     # What was accepted without our knowing waits again when its lease ends.
                     _LOGGER.warning("offers could not be accepted: %s", refusal_details(error).message)
                     return
                 await asyncio.sleep(pause)
                 continue
             break
-        for offer, result in zip(offers, answer.results, strict=True):
-            if result.outcome == lease_pb2.LEASE_OUTCOME_HELD:
+        await self._sort(offers, answer.results, sent)
+
+    async def _sort(
+        self, offers: Sequence[lease_pb2.Offer], results: Sequence[lease_pb2.LeaseResult], sent: float
+    ) -> None:
+        """Launch what was accepted, or give it back."""
+        too_late: list[lease_pb2.Lease] = []
+        for offer, result in zip(offers, results, strict=True):
+            if result.outcome == lease_pb2.LEASE_OUTCOME_HELD and self.stopping:
+                too_late.append(result.lease)
+            elif result.outcome == lease_pb2.LEASE_OUTCOME_HELD:
                 self._take(offer, result.lease, sent)
             elif result.outcome == lease_pb2.LEASE_OUTCOME_STOPPING:
                 # Cancelled as soon as it was accepted: giving it back confirms that.
                 self._work(self._release(result.lease, "The run was cancelled before it was launched."))
+        if too_late:
+            # Awaited, because the agent ends as soon as no offer is in hand.
+            await self._release_all(too_late, "The agent was told to stop at once.")
 
     async def _decline(self, offers: Sequence[lease_pb2.Offer]) -> None:
         await self._release_all([offer.lease for offer in offers], "The agent is draining.")
@@ -147,20 +162,36 @@ class Intake:
 
     async def _launch(self, held: Held, offer: lease_pb2.Offer) -> None:
         self._say(f"Took flow run {held.flow_run_name} of {held.flow_name} ({held.lease.flow_run_id}).")
+        try:
+            held.launched = await self._start(held, offer)
+        except LaunchFailed as error:
+            await self._give_up(held, str(error))
+            return
+        except Exception as error:
+            # A mistake of ours, which must cost neither the slot nor the run.
+            _LOGGER.exception("a run could not be launched")
+            await self._give_up(held, f"The launch failed: {error!r}")
+            return
+        if held.must_stop:
+            self._launcher.stop(held.launched)
+        await self._see_through(held, held.launched)
+
+    async def _start(self, held: Held, offer: lease_pb2.Offer) -> Launched:
         with telemetry.tracer().start_as_current_span(
-            f"launch {held.flow_name}", context=telemetry.context_of(offer.trace_context)
+            f"launch {held.flow_name}", context=telemetry.context_of(offer.trace_context), record_exception=False
         ) as span:
-            assignment = self._assignment(held.lease, offer)
             try:
-                held.launched = await self._launcher.start(assignment)
+                return await self._launcher.start(self._assignment(held.lease, offer))
             except LaunchFailed as error:
                 span.set_status(trace.StatusCode.ERROR, str(error))
-                await self._release(held.lease.to_proto(), str(error))
-                self._end(held, f"could not be launched: {error}")
-                return
-            if held.must_stop:
-                self._launcher.stop(held.launched)
-        await self._see_through(held, held.launched)
+                raise
+
+    async def _give_up(self, held: Held, why: str) -> None:
+        """Give back what cannot be launched here."""
+        try:
+            await self._release(held.lease.to_proto(), why)
+        finally:
+            self._end(held, f"could not be launched: {why}")
 
     async def _see_through(self, held: Held, launched: Launched) -> None:
         """Wait for the supervisor's end; free the slot."""
@@ -217,7 +248,6 @@ class Intake:
             flow_run_address=self._settings.flow_run_address,
             queue_address=self._settings.queue_address,
             log_address=self._settings.log_address,
-            token=self._settings.token,
             lease_end=lease.end,
             lease_seconds=lease.seconds,
             stop_grace_seconds=self._settings.stop_grace.total_seconds(),
@@ -236,7 +266,8 @@ class Intake:
 
 
 def _level_name(policy: flow_run_pb2.FlowRunPolicy) -> str:
-    if policy.log_level == log_pb2.LOG_LEVEL_UNSPECIFIED:
+    """The level's name; a level that only a newer server knows is as good as none."""
+    if policy.log_level == log_pb2.LOG_LEVEL_UNSPECIFIED or policy.log_level not in log_pb2.LogLevel.values():
         return "INFO"
     return log_pb2.LogLevel.Name(policy.log_level).removeprefix("LOG_LEVEL_")
 

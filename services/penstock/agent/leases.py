@@ -1,4 +1,4 @@
-"""What is held here, and keeping it: a lease counts on this machine's monotonic clock, from before it was asked for.
+"""What is held here, and keeping it: a lease counts on a clock of this machine alone, from before it was asked for.
 
 So a holder stops before anyone else may begin, whatever the network and other clocks do. The agent renews a lease until
 its supervisor has started the run; from then on the supervisor renews it alone.
@@ -7,6 +7,7 @@ its supervisor has started the run; from then on the supervisor renews it alone.
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +29,19 @@ _LOGGER: Final = logging.getLogger(__name__)
 _CALL_SECONDS_MIN: Final = 0.1
 
 
+def lease_time() -> float:
+    """The seconds on the clock that leases count by, which all processes of this machine share.
+
+    Never set, and on Linux it goes on while the machine is suspended, as the lease does.
+    """
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 @dataclass(slots=True)
 class LeaseCount:
-    """A lease and how long it still lasts by this machine's own count."""
+    """A lease and how long it still lasts by this machine's own count. `end` is a `lease_time`."""
 
     flow_run_id: str
     fence: int
@@ -42,7 +53,7 @@ class LeaseCount:
         return self.flow_run_id, self.fence
 
     def left(self) -> float:
-        return self.end - time.monotonic()
+        return self.end - lease_time()
 
     def until_renewal(self) -> float:
         """A third of the lease, give or take a tenth of that, so that many leases are not renewed at one moment."""
@@ -61,7 +72,7 @@ class LeaseCount:
 
 async def renew(stub: "QueueServiceAsyncStub", leases: Sequence[LeaseCount]) -> list[int]:
     """Renew leases in one call; what became of each, in order."""
-    sent = time.monotonic()
+    sent = lease_time()
     seconds = min(CALL_WAIT_MAX.total_seconds(), max(_CALL_SECONDS_MIN, max(lease.left() for lease in leases)))
     request = queue_service_pb2.RenewLeasesRequest(leases=[lease.to_proto() for lease in leases])
     answer = await stub.RenewLeases(request, timeout=seconds)

@@ -15,8 +15,8 @@ import grpc
 
 from flowrun.v1 import log_pb2, log_service_pb2, log_service_pb2_grpc
 from penstock.agent.calls import CALL_WAIT_MAX, Backoff, passes
-from penstock.agent.output import Line
-from penstock.domain.limits import LOG_LINES_PER_CALL_MAX, MIB
+from penstock.agent.output import Line, clean
+from penstock.domain.limits import LOG_LINES_PER_CALL_MAX, MIB, REASON_CHARACTERS_MAX
 from penstock.wire.errors import refusal_details
 
 PRODUCER: Final = "supervisor"
@@ -46,6 +46,7 @@ class LogWriter:
         self._waiting: deque[log_pb2.LogLine] = deque()
         self._waiting_bytes = 0
         self._last_sequence = 0
+        self._lines_max = LOG_LINES_PER_CALL_MAX
         self._arrived = asyncio.Event()
         self._closing = False
         self._refused = False
@@ -60,9 +61,8 @@ class LogWriter:
         """Number a line and let it wait for the next call."""
         if self._refused:
             return
-        self._last_sequence += 1
         message = log_pb2.LogLine(
-            sequence=self._last_sequence,
+            sequence=self._last_sequence + 1,
             level=log_pb2.LogLevel.Value(f"LOG_LEVEL_{line.level or 'UNSPECIFIED'}"),
             level_name=line.level_name,
             logger=line.logger,
@@ -75,6 +75,8 @@ class LogWriter:
             message.text = line.content
         else:
             message.data = line.content
+        # Only a line that waits has a number: behind a gap the service would store nothing more.
+        self._last_sequence += 1
         self._waiting.append(message)
         self._waiting_bytes += message.ByteSize()
         self._arrived.set()
@@ -83,6 +85,14 @@ class LogWriter:
         """Add nothing more; `run` returns once everything is stored."""
         self._closing = True
         self._arrived.set()
+
+    def give_up(self) -> None:
+        """Forget what waits and whatever is added later, so that nobody waits for room; only the end is still said."""
+        self._refused = True
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self.close()
+        self.on_room()
 
     async def run(self) -> bool:
         """Store what is added until closed. False if the service refused the rest."""
@@ -95,25 +105,26 @@ class LogWriter:
             except grpc.aio.AioRpcError as error:
                 if passes(error):
                     await asyncio.sleep(backoff.seconds(error))
-                elif error.code() is grpc.StatusCode.INVALID_ARGUMENT and self._replace_refused(request, error):
-                    pass
+                elif error.code() is grpc.StatusCode.INVALID_ARGUMENT and request.lines:
+                    self._single_out(request, error)
                 else:
-                    self._give_up()
+                    self.give_up()
                     return False
                 continue
+            self._lines_max = min(2 * self._lines_max, LOG_LINES_PER_CALL_MAX)
             if self._forget_until(answer.last_sequence) or not request.lines:
                 backoff.reset()
             else:
                 await asyncio.sleep(backoff.seconds())
             if request.closed and not self._waiting:
-                return True
+                return not self._refused
 
     def _next_request(self) -> log_service_pb2.WriteLogsRequest:
         request = log_service_pb2.WriteLogsRequest(flow_run_id=self._flow_run_id, fence=self._fence, producer=PRODUCER)
         size = 0
         for line in self._waiting:
             size += line.ByteSize()
-            if len(request.lines) == LOG_LINES_PER_CALL_MAX or (request.lines and size > BATCH_BYTES_MAX):
+            if len(request.lines) == self._lines_max or (request.lines and size > BATCH_BYTES_MAX):
                 break
             request.lines.append(line)
         request.closed = self._closing and len(request.lines) == len(self._waiting)
@@ -129,26 +140,23 @@ class LogWriter:
         self.on_room()
         return len(self._waiting) < before
 
-    def _replace_refused(self, request: log_service_pb2.WriteLogsRequest, error: grpc.aio.AioRpcError) -> bool:
-        """Put one visible hole in the place of lines that the service will never take; False if that was tried."""
-        if not request.lines or request.lines[0].HasField("dropped"):
-            return False
-        reason = f"The log service refused these lines: {refusal_details(error).message}"[:1_000]
-        first, count = request.lines[0].sequence, len(request.lines)
-        for _ in request.lines:
-            self._waiting_bytes -= self._waiting.popleft().ByteSize()
+    def _single_out(self, request: log_service_pb2.WriteLogsRequest, error: grpc.aio.AioRpcError) -> None:
+        """Send half as much until the line that the service will never take is alone; put a visible hole there."""
+        if len(request.lines) > 1:
+            self._lines_max = len(request.lines) // 2
+        elif request.lines[0].HasField("dropped"):
+            self.give_up()
+        elif self._waiting:
+            self._replace_first(refusal_details(error).message)
+
+    def _replace_first(self, refusal: str) -> None:
+        line = self._waiting.popleft()
+        reason = clean(f"The log service refused this line: {refusal}")[:REASON_CHARACTERS_MAX]
         hole = log_pb2.LogLine(
-            sequence=first,
-            time=request.lines[0].time,
-            stream=request.lines[0].stream,
-            dropped=log_pb2.Dropped(count=count, reason=reason),
+            sequence=line.sequence,
+            time=line.time,
+            stream=line.stream,
+            dropped=log_pb2.Dropped(count=1, reason=reason),
         )
         self._waiting.appendleft(hole)
-        self._waiting_bytes += hole.ByteSize()
-        return True
-
-    def _give_up(self) -> None:
-        self._refused = True
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        self.on_room()
+        self._waiting_bytes += hole.ByteSize() - line.ByteSize()

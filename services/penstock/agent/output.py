@@ -5,6 +5,7 @@ no record is output, and what is too long comes in pieces.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -18,6 +19,13 @@ from penstock.domain.limits import (
 
 Stream = Literal["stdout", "stderr", "logger"]
 LEVELS: Final = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
+
+# The years 1 to 9999, in seconds since 1970: no other moment can be stored.
+_TIME_MIN: Final = -62_135_596_800
+_TIME_END: Final = 253_402_300_800
+
+_TRACE_ID: Final = re.compile("[0-9a-fA-F]{32}")
+_SPAN_ID: Final = re.compile("[0-9a-fA-F]{16}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +92,7 @@ class RecordedOutput:
     def _read(self, data: bytes) -> None:
         try:
             self._take(json.loads(data))
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             # Somebody wrote to a descriptor that is not theirs; what they wrote is shown, not lost.
             for piece in _pieces(data, LOG_LINE_BYTES_MAX):
                 self.emit(Line(stream="stderr", content=_text_or_bytes(piece)))
@@ -113,20 +121,39 @@ class RecordedOutput:
             self._emit_pieces(stream, text, record)
 
     def _emit_pieces(self, stream: Stream, text: str, record: Mapping[str, Any]) -> None:
-        level, level_name = str(record.get("level", "")), str(record.get("level_name", ""))
+        level, level_name = str(record.get("level", "")), clean(str(record.get("level_name", "")))
+        trace_id, span_id = _span_of(record)
         for piece in _pieces(text.encode("utf-8", "surrogateescape" if _is_escaped(text) else "replace"), None):
             self.emit(
                 Line(
                     stream=stream,
                     content=_text_or_bytes(piece),
-                    time=float(record["time"]) if "time" in record else None,
+                    time=_time_of(record),
                     level=level if level in LEVELS else "",
                     level_name="" if level_name in LEVELS else level_name[:LOG_LEVEL_CHARACTERS_MAX],
-                    logger=str(record.get("logger", ""))[:LOGGER_CHARACTERS_MAX],
-                    trace_id=str(record.get("trace_id", "")),
-                    span_id=str(record.get("span_id", "")),
+                    logger=clean(str(record.get("logger", "")))[:LOGGER_CHARACTERS_MAX],
+                    trace_id=trace_id,
+                    span_id=span_id,
                 )
             )
+
+
+def clean(text: str) -> str:
+    """The text without what no database keeps: halves of surrogate pairs, and the character zero."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _time_of(record: Mapping[str, Any]) -> float | None:
+    """When the line was written, if the record says a moment that can be stored."""
+    time = record.get("time")
+    # A comparison with what is not a number is false, and one with an integer of any size is exact.
+    return float(time) if isinstance(time, int | float) and _TIME_MIN <= time < _TIME_END else None
+
+
+def _span_of(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The ids of trace and span. Where one is malformed the other says nothing."""
+    trace_id, span_id = str(record.get("trace_id", "")), str(record.get("span_id", ""))
+    return (trace_id, span_id) if _TRACE_ID.fullmatch(trace_id) and _SPAN_ID.fullmatch(span_id) else ("", "")
 
 
 class _Cutter:

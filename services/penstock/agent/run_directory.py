@@ -1,6 +1,7 @@
 """What is kept on disk about a run that this machine executes, so that its supervisor outlives its agent.
 
-The directory is readable by its owner alone: it holds the run's parameters and what proves the lease.
+The directory is readable by its owner alone: it holds the run's parameters and what proves the lease. The token is not
+in it, because the code of the run is told where the directory is.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -40,8 +41,9 @@ class Assignment:
     flow_run_address: str
     queue_address: str
     log_address: str
-    token: str = field(repr=False)
-    # Counted by the monotonic clock of this machine, which its processes share.
+    # Never stored: whoever starts the supervisor hands it over.
+    token: str = field(default="", repr=False)
+    # On the clock that leases count by, which the processes of this machine share.
     lease_end: float
     lease_seconds: float
     stop_grace_seconds: float
@@ -71,15 +73,15 @@ class RunDirectory:
         try:
             _write(directory.parameters_file, assignment.parameters_json or "{}")
             _write(directory.context_file, assignment.context_json or "{}")
-            _write(directory.lease_file, json.dumps(asdict(assignment)))
-        except OSError:
+            _write(directory.lease_file, json.dumps(_without_token(assignment)))
+        except (OSError, ValueError):
             directory.remove()
             raise
         return directory
 
-    def assignment(self) -> Assignment:
-        """Read what was assigned."""
-        return Assignment(**json.loads(self.lease_file.read_text(encoding="utf-8")))
+    def assignment(self, token: str = "") -> Assignment:
+        """Read what was assigned; the token comes from elsewhere."""
+        return Assignment(**{**json.loads(self.lease_file.read_text(encoding="utf-8")), "token": token})
 
     def take_charge(self) -> int | None:
         """Become the supervisor of this run for the life of this process; None if another process is."""
@@ -94,6 +96,12 @@ class RunDirectory:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(self._pid_file.read_text()), signal.SIGTERM)
 
+    def was_led_by(self, pid: int) -> bool:
+        """Whether the supervisor that took charge last is, or was, that process."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(self._pid_file.read_text()) == pid
+        return False
+
     def record_exit(self, record: str) -> None:
         """Store how the run ended so that it survives a crash at any moment after this returns."""
         fresh = self.exit_file.with_suffix(".new")
@@ -103,7 +111,9 @@ class RunDirectory:
 
     def recorded_exit(self) -> str | None:
         """How the run ended; None while that is not known."""
-        return self.exit_file.read_text(encoding="utf-8") if self.exit_file.exists() else None
+        with contextlib.suppress(FileNotFoundError):
+            return self.exit_file.read_text(encoding="utf-8")
+        return None
 
     def last_words(self) -> str:
         """The last line that the supervisor wrote about itself, without time and level."""
@@ -138,6 +148,10 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _without_token(assignment: Assignment) -> dict[str, Any]:
+    return {name: value for name, value in asdict(assignment).items() if name != "token"}
 
 
 def _write(path: Path, text: str) -> None:

@@ -75,7 +75,7 @@ class Agent:
         self._settings = settings
         self._agent_id = str(uuid.uuid4())
         self._stub = queue_service_pb2_grpc.QueueServiceStub(channel)
-        self._launcher = ProcessLauncher(settings.data_dir, self._agent_id)
+        self._launcher = ProcessLauncher(settings.data_dir, self._agent_id, token=settings.token)
         self._intake = Intake(settings, self._agent_id, self._stub, self._launcher, _say)
         self._hurried = asyncio.Event()
 

@@ -26,7 +26,7 @@ from penstock.agent.body import Body
 from penstock.agent.calls import CALL_WAIT_MAX, Backoff, passes
 from penstock.agent.ending import Finish, failure, finish_request, how_it_ended
 from penstock.agent.exit_code import ExitCode
-from penstock.agent.leases import LeaseCount, renew
+from penstock.agent.leases import LeaseCount, lease_time, renew
 from penstock.agent.log_writer import LogWriter
 from penstock.agent.output import Line, RawOutput, RecordedOutput, Report
 from penstock.agent.pipes import Pipes
@@ -37,6 +37,10 @@ from penstock.wire.errors import refusal_details
 
 # How long a body has to end by itself after its lease was lost, when a successor may begin at any moment.
 LOST_GRACE_SECONDS: Final = 1.0
+# How long a killed body may take to be gone.
+KILL_SECONDS: Final = 0.5
+# A machine that slept wakes its timers late: the lease is looked at as often as this.
+_LOOK_SECONDS: Final = 1.0
 # How long an end is reported to servers that do not answer, once the lease has run out by our own count.
 REPORT_SECONDS_MAX: Final = 600.0
 # How long lines are kept for a log service that does not answer, once the run is over.
@@ -156,7 +160,7 @@ class Supervision:
         )
         backoff = Backoff()
         while self._lease.left() > 0 and not self._asked_to_stop.is_set():
-            sent = time.monotonic()
+            sent = lease_time()
             try:
                 answer = await self._flow_runs.StartFlowRun(request, timeout=self._call_seconds())
             except grpc.aio.AioRpcError as error:
@@ -174,7 +178,7 @@ class Supervision:
 
     async def _run_started(self, body: Body) -> int:
         keeping = asyncio.create_task(self._keep_lease())
-        writing = asyncio.create_task(self._writer.run())
+        writing = asyncio.create_task(self._write_log())
         try:
             code = await self._until_reported(body)
         except Exception as error:
@@ -187,9 +191,15 @@ class Supervision:
         for task in (keeping, writing):
             task.cancel()
         await asyncio.gather(keeping, writing, return_exceptions=True)
-        if not writing.cancelled() and (mishap := writing.exception()) is not None:
-            _LOGGER.error("writing the log failed", exc_info=mishap)
         return code
+
+    async def _write_log(self) -> None:
+        """Store the lines; if that fails on our side, go without, because a body must not wait for a dead writer."""
+        try:
+            await self._writer.run()
+        except Exception:
+            _LOGGER.exception("writing the log failed")
+            self._writer.give_up()
 
     async def _until_reported(self, body: Body) -> int:
         report, pipes = self._listen(body)
@@ -250,8 +260,8 @@ class Supervision:
         deadline = time.monotonic() + self._assignment.stop_grace_seconds
         while not ending.done() and time.monotonic() < deadline:
             if self._standing in (Standing.LOST, Standing.EXPIRED):
-                deadline = min(deadline, time.monotonic() + LOST_GRACE_SECONDS)
-                await asyncio.wait({ending}, timeout=deadline - time.monotonic())
+                deadline = min(deadline, time.monotonic() + self._lost_grace())
+                await asyncio.wait({ending}, timeout=max(0.0, deadline - time.monotonic()))
                 break
             await asyncio.wait({ending}, timeout=_GLANCE_SECONDS)
         body.kill()
@@ -265,15 +275,41 @@ class Supervision:
             self._learn(outcome)
 
     async def _keep_lease(self) -> None:
-        """Renew the lease until it is over."""
+        """Renew the lease until it is over, and see it run out even while a renewal waits for its answer."""
+        renewing = asyncio.create_task(self._renew_lease())
+        try:
+            while not renewing.done():
+                if (left := self._lease.left() - self._ending_seconds()) <= 0:
+                    _LOGGER.warning("the lease ran out: no server answered")
+                    self._stand(Standing.EXPIRED)
+                    return
+                await asyncio.wait({renewing}, timeout=min(left, _LOOK_SECONDS))
+            renewing.result()
+        except Exception:
+            # Nobody renews it any more, so it counts as over.
+            _LOGGER.exception("keeping the lease failed")
+            self._stand(Standing.EXPIRED)
+        finally:
+            renewing.cancel()
+
+    def _ending_seconds(self) -> float:
+        """How long before the end of the lease its body is asked to end, so that it is gone by then."""
+        return min(LOST_GRACE_SECONDS, self._lease.seconds / 6) + self._kill_seconds()
+
+    def _lost_grace(self) -> float:
+        """How long a body whose lease is over has to end by itself: nothing, once a successor may have begun."""
+        if self._standing is Standing.LOST:
+            return LOST_GRACE_SECONDS
+        return max(0.0, min(LOST_GRACE_SECONDS, self._lease.left() - self._kill_seconds()))
+
+    def _kill_seconds(self) -> float:
+        return min(KILL_SECONDS, self._lease.seconds / 12)
+
+    async def _renew_lease(self) -> None:
         backoff = Backoff()
         wait = self._lease.until_renewal()
         while self._standing in (Standing.HELD, Standing.STOPPING):
-            await asyncio.sleep(max(0.0, min(wait, self._lease.left())))
-            if self._lease.left() <= 0:
-                _LOGGER.warning("the lease ran out: no server answered")
-                self._stand(Standing.EXPIRED)
-                return
+            await asyncio.sleep(wait)
             try:
                 (outcome,) = await renew(self._queue, [self._lease])
             except grpc.aio.AioRpcError as error:
@@ -298,7 +334,7 @@ class Supervision:
         """Record the end, then report it until somebody answers for good."""
         if record:
             self._record(request)
-        give_up = max(self._lease.end, time.monotonic()) + REPORT_SECONDS_MAX
+        give_up = time.monotonic() + max(0.0, self._lease.left()) + REPORT_SECONDS_MAX
         backoff = Backoff()
         while time.monotonic() < give_up:
             try:

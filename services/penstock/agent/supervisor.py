@@ -1,10 +1,11 @@
-"""Stands over one run: `python -m penstock.agent.supervisor <run directory>`.
+"""Stands over one run: `python -m penstock.agent.supervisor <run directory>`, with the token on its standard input.
 
 Starts the body first, while this process has one thread and no connection; then asks whether it may begin, keeps the
 lease, carries the output away and reports the end. It belongs to no agent: it lives on when its agent is gone.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -17,10 +18,11 @@ def main() -> int:
     """Supervise the run of the directory that the command line names."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     directory = RunDirectory(Path(sys.argv[1]))
+    token = _read_token()
     if directory.take_charge() is None:
         logging.error("another supervisor stands over this run")
         return ExitCode.DROPPED
-    assignment = directory.assignment()
+    assignment = directory.assignment(token)
     body = None
     if directory.recorded_exit() is None:
         try:
@@ -32,6 +34,16 @@ def main() -> int:
     from penstock.agent.supervision import supervise
 
     return supervise(assignment, directory, body)
+
+
+def _read_token() -> str:
+    """Take the one line of standard input, and leave nothing there for the processes that are started from here."""
+    with open(0, "rb", closefd=False) as handed_over:
+        token = handed_over.readline()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return token.decode().rstrip("\n")
 
 
 if __name__ == "__main__":

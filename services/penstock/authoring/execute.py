@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
-import threading
 import traceback
 from types import FrameType, TracebackType
 from typing import Any, Final
@@ -22,6 +22,7 @@ from penstock.authoring.records import Records, install
 from penstock.authoring.run import CurrentFlowRun, current_flow_run
 from penstock.domain.limits import RESULT_BYTES_MAX
 from penstock.runtime import telemetry
+from penstock.runtime.lifeline import WATCH
 from penstock.runtime.settings import environment
 
 EXIT_NOT_BEGUN: Final = 125
@@ -57,27 +58,29 @@ def main() -> None:
 
 def _pass_gate() -> tuple[str, str] | None:
     """Wait for the line; None if the gate closed first."""
-    gate = os.dup(0)
     line = b""
     while not line.endswith(b"\n"):
-        if not (piece := os.read(gate, 4096)):
+        if not (piece := os.read(0, 4096)):
             return None
         line += piece
+    _end_with_supervisor()
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
-    if sys.platform == "linux":
-        os.close(gate)  # the kernel ends this process with its supervisor
-    else:
-        threading.Thread(target=_end_with_supervisor, args=(gate,), name="gate", daemon=True).start()
     traceparent, _, tracestate = line.decode("ascii").strip().partition(" ")
     os.environ["TRACEPARENT"], os.environ["TRACESTATE"] = traceparent, tracestate
     return traceparent, tracestate
 
 
-def _end_with_supervisor(gate: int) -> None:
-    while os.read(gate, 4096):
-        pass
-    os.killpg(0, signal.SIGKILL)
+def _end_with_supervisor() -> None:
+    """Let the whole group end when the gate closes, whatever this process is busy with and whatever it starts."""
+    # A body that was started by hand shares its group with whoever started it.
+    if os.getpgrp() == os.getpid():
+        subprocess.run(  # noqa: S603 - a text of ours
+            ["/bin/sh", "-c", f"exec 3<&0 </dev/null; {WATCH}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:

@@ -3,10 +3,11 @@
 Whatever a sub-command needs beyond the parsing of its options it imports when it runs, so that `--help` is quick.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -39,14 +40,33 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows its escape instead of failing the command.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _end(_exit_code())
+
+
+def _exit_code() -> int:
     try:
         _demand_text(sys.argv[1:])
         app(prog_name="penstock")
     except CommandFailed as failed:
         typer.echo(f"penstock: {failed}", err=True)
-        sys.exit(failed.exit_code)
+        return failed.exit_code
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _end(code: int) -> NoReturn:
+    """End without the interpreter's last collection.
+
+    The transport's threads are stopped before it, wherever they are; what they had locked then stays locked, and a
+    finaliser that wants it waits for ever.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            stream.flush()
+    os._exit(code)
 
 
 def _demand_text(arguments: Sequence[str]) -> None:

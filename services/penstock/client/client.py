@@ -213,6 +213,9 @@ class Client(_Connections):
                         return
             except grpc.RpcError as error:
                 broken = self._error(error, following.service)
+                # The call is its own error and so would refer to itself. Left to a collection at the interpreter's end,
+                # it could wait there for ever for a lock that one of the transport's threads took along.
+                error.__traceback__ = None
             finally:
                 call.cancel()
             time.sleep(reconnection.pause_seconds(broken))

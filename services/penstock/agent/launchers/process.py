@@ -1,6 +1,8 @@
 """Launches a run as processes of this machine. Supervisors lead sessions of their own, so they outlive their agent."""
 
 import asyncio
+import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from typing import Any, Final
 from penstock.agent.exit_code import ExitCode
 from penstock.agent.launchers import End, Ended, Launched, LaunchFailed
 from penstock.agent.run_directory import DIRECTORY_MODE, Assignment, RunDirectory, is_locked, lock
+from penstock.runtime.settings import environment
+
+_LOGGER: Final = logging.getLogger("penstock.agent")
 
 # A supervisor that is no child of ours tells nobody when it ends.
 _GLANCE_SECONDS: Final = 0.5
@@ -25,8 +30,9 @@ _ENDS: Final[dict[int, Ended]] = {
 class ProcessLauncher:
     """Starts `python -m penstock.agent.supervisor` for each run."""
 
-    def __init__(self, data_dir: Path, agent_id: str) -> None:
+    def __init__(self, data_dir: Path, agent_id: str, *, token: str = "") -> None:
         self._data_dir = data_dir
+        self._token = token
         self._watching: set[asyncio.Task[None]] = set()
         agents = data_dir / "agents"
         agents.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
@@ -46,7 +52,11 @@ class ProcessLauncher:
     async def start(self, assignment: Assignment) -> Launched:
         try:
             directory = RunDirectory.create(self._data_dir, assignment)
-            return self._start_supervisor(directory, assignment)
+            try:
+                return self._start_supervisor(directory, assignment)
+            except OSError:
+                directory.remove()
+                raise
         except OSError as error:
             raise LaunchFailed(f"The supervisor cannot be started: {error}") from error
 
@@ -72,40 +82,62 @@ class ProcessLauncher:
                 directory.remove()
         return found
 
-    def _start_supervisor(self, directory: RunDirectory, assignment: Assignment) -> Launched:
+    def _start_supervisor(self, directory: RunDirectory, assignment: Assignment, *, begun: bool = False) -> Launched:
         with open(directory.output_file, "ab") as output:
             # Not a process of asyncio's: that would be killed when its transport is forgotten.
             process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", "penstock.agent.supervisor", str(directory.path)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
+                env={name: value for name, value in environment().items() if name != "PENSTOCK_TOKEN"},
                 start_new_session=True,
             )
+        _hand_over(self._token, process)
         launched = Launched(assignment, stop=process.terminate)
-        self._watch(_watch_child(process, directory, launched))
+        if begun:
+            launched.started.set()
+        self._watch(_watch_child(process, directory, launched), launched)
         return launched
 
     def _adopt(self, directory: RunDirectory, assignment: Assignment, *, restart: bool = False) -> Launched:
         launched = Launched(assignment, stop=directory.terminate_supervisor)
         launched.started.set()
-        self._watch(self._report_again(directory, launched) if restart else _watch_stranger(directory, launched))
+        watching = self._report_again(directory, launched) if restart else _watch_stranger(directory, launched)
+        self._watch(watching, launched)
         return launched
 
     async def _report_again(self, directory: RunDirectory, launched: Launched) -> None:
         """Start a supervisor that finds a recorded end, and so does nothing but report it."""
         try:
-            reporter = self._start_supervisor(directory, launched.assignment)
+            reporter = self._start_supervisor(directory, launched.assignment, begun=True)
         except OSError as error:
             launched.ended.set_result(End(Ended.UNREPORTED, str(error)))
             return
         launched.stop = reporter.stop
         launched.ended.set_result(await reporter.ended)
 
-    def _watch(self, watching: Coroutine[Any, Any, None]) -> None:
+    def _watch(self, watching: Coroutine[Any, Any, None], launched: Launched) -> None:
         task = asyncio.create_task(watching)
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
+        task.add_done_callback(lambda done: _resolve(done, launched))
+
+
+def _hand_over(token: str, process: subprocess.Popen[bytes]) -> None:
+    """Tell a supervisor the token, where neither a file nor its environment shows it to the code of the run."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as standard_input:
+        standard_input.write(f"{token}\n".encode())
+
+
+def _resolve(watched: "asyncio.Task[None]", launched: Launched) -> None:
+    """Whoever waits for an end learns one, even if watching for it failed: a slot depends on it."""
+    if watched.cancelled() or (error := watched.exception()) is None:
+        return
+    _LOGGER.error("a supervisor is watched no more", exc_info=error)
+    if not launched.ended.done():
+        launched.ended.set_result(End(Ended.UNREPORTED, f"Watching the supervisor failed: {error!r}"))
 
 
 async def _watch_child(process: subprocess.Popen[bytes], directory: RunDirectory, launched: Launched) -> None:
@@ -120,14 +152,24 @@ async def _watch_child(process: subprocess.Popen[bytes], directory: RunDirectory
         code = await asyncio.to_thread(process.wait)  # it ends now: the pipe is closed by its end alone
     finally:
         transport.close()
-    how = _ENDS.get(code)
-    words = directory.last_words()
-    if how is None:
-        how = Ended.UNREPORTED if launched.started.is_set() else Ended.NOT_STARTED
-        words = words or f"The supervisor ended with code {code}."
-    if how is not Ended.UNREPORTED or directory.recorded_exit() is None:
+    words = directory.last_words() or (f"The supervisor ended with code {code}." if code not in _ENDS else "")
+    recorded = directory.recorded_exit() is not None
+    how = _how_it_ended(code, begun=launched.started.is_set(), recorded=recorded, led=directory.was_led_by(process.pid))
+    keep = recorded and how is Ended.UNREPORTED
+    if not keep and not is_locked(directory.lease_file):
         directory.remove()
     launched.ended.set_result(End(how, words))
+
+
+def _how_it_ended(code: int, *, begun: bool, recorded: bool, led: bool) -> Ended:
+    """What the exit code of a supervisor means; `led` unless another supervisor was in charge of its run."""
+    how = _ENDS.get(code)
+    if recorded and how is not Ended.REPORTED and not (how is Ended.DROPPED and led):
+        # A run whose end is known was begun, and it is dropped only by the supervisor whose report was refused.
+        return Ended.UNREPORTED
+    if how is None:
+        return Ended.UNREPORTED if begun else Ended.NOT_STARTED
+    return how
 
 
 async def _watch_stranger(directory: RunDirectory, launched: Launched) -> None:
