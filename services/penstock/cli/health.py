@@ -33,13 +33,13 @@ class Health:
     latency_seconds: float | None
 
 
-async def probe(name: str, address: str) -> Health:
-    """Ask the service of that name at an address once."""
+async def probe(address: str, served: str = "") -> Health:
+    """Ask the process at an address once, as a whole or about one of the services it is to serve."""
     began = SystemClock().monotonic()
     channel = open_channel(address, repeatable=())
     try:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVED[name]), timeout=PROBE_SECONDS_MAX)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=served), timeout=PROBE_SECONDS_MAX)
     except grpc.RpcError as error:
         return Health(False, _SAID.get(error.code(), error.code().name), None)
     finally:

@@ -138,9 +138,9 @@ def _addresses(host: str | None, port_base: int | None) -> Mapping[str, str]:
 async def _probe_all(addresses: Mapping[str, str]) -> "Sequence[Health]":
     import asyncio
 
-    from penstock.cli.health import probe
+    from penstock.cli.health import SERVED, probe
 
-    return await asyncio.gather(*(probe(name, address) for name, address in addresses.items()))
+    return await asyncio.gather(*(probe(address, SERVED[name]) for name, address in addresses.items()))
 
 
 def _print_json(addresses: Mapping[str, str], found: "Sequence[Health]") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from signal import SIGKILL, SIGTERM, Signals
 from typing import Final
 
-from penstock.cli.health import probe
+from penstock.cli.health import SERVED, probe
 from penstock.runtime.clock import SystemClock
 from penstock.runtime.settings import PREFIX, joined
 
@@ -208,7 +208,7 @@ class Suite:
         return await Child.start(name, f"penstock.{name}", environ=environ, say=self._say)
 
     async def _until_serving(self, child: Child) -> None:
-        while not (await probe(child.name, self.place.address(child.name))).serving:
+        while not (await probe(self.place.address(child.name), SERVED[child.name])).serving:
             if not child.running:
                 code = await child.end()
                 raise SuiteFailed(f"The {child.name} service {_ended(code)} as it started:", child.lines())
