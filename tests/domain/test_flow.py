@@ -3,14 +3,16 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from penstock.domain.errors import FlowArchived, NoLiveFlow
 from penstock.domain.flow import Callable, ChildPolicy, Command, Policy, PolicyAsked, RunConfig, runnable
+from penstock.domain.ids import FlowId
 from penstock.domain.log import LogLevel
 from penstock.domain.parameters import Parameter, ParameterType
-from tests.domain.builders import FLOW_ID, a_flow, a_group, a_registration
+from tests.domain.builders import a_flow, a_group, a_registration
 from tests.support.fake_clock import NOON
 
 
@@ -67,11 +69,19 @@ def test_a_live_flow_is_runnable() -> None:
     assert flow is runnable(flow, a_group(live_flow_id=None))
 
 
+def test_a_flow_that_is_archived_between_two_readings_is_runnable() -> None:
+    """It was the live one when its group was read; the refusal could name no other."""
+    archived = replace(a_flow(), archive_time=NOON)
+
+    assert archived is runnable(archived, a_group())
+
+
 def test_an_archived_flow_is_refused() -> None:
     """The refusal names the live flow, or says that there is none."""
     archived = replace(a_flow(), archive_time=NOON)
+    live = FlowId(UUID(int=9))
 
-    with pytest.raises(FlowArchived, match=f"{FLOW_ID} is the live flow of its group"):
-        runnable(archived, a_group())
+    with pytest.raises(FlowArchived, match=f"{live} is the live flow of its group"):
+        runnable(archived, a_group(live_flow_id=live))
     with pytest.raises(NoLiveFlow):
         runnable(archived, a_group(live_flow_id=None))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.domain.ids import FlowGroupId, LaneId, StreamId
-from penstock.domain.lanes import Lane, LaneKey, Seat, may_take, share
+from penstock.domain.lanes import AGENTLESS, Lane, LaneKey, Seat, may_take, missing_labels, share
 from tests.domain.builders import GROUP_ID
 
 LABELS = ("cpu", "gpu", "ssd")
@@ -38,11 +38,30 @@ def a_lane(number: int, *labels: str) -> Lane:
         (("gpu", "ssd"), ("gpu",), True),
         (("gpu",), ("gpu", "ssd"), False),
         (("cpu",), ("gpu",), False),
+        ((), (AGENTLESS,), False),
+        (("gpu",), ("gpu", AGENTLESS), False),
+        (("gpu", AGENTLESS), ("gpu", AGENTLESS), False),
     ],
 )
 def test_who_may_take_what(agent: tuple[str, ...], lane: tuple[str, ...], takes: bool) -> None:
-    """An agent takes lanes whose labels it all bears; unlabelled lanes are for unlabelled agents only."""
+    """An agent takes lanes whose labels it all bears; unlabelled lanes are for unlabelled agents only, and agentless
+    ones for none."""
     assert takes == may_take(frozenset(agent), lane)
+
+
+@pytest.mark.parametrize(
+    ("agent", "lane", "missing"),
+    [
+        ((), (), ()),
+        (("gpu",), (), ()),
+        (("gpu",), ("gpu",), ()),
+        (("gpu",), ("ssd", "gpu", "cpu"), ("cpu", "ssd")),
+        ((), (AGENTLESS, "gpu"), ()),
+    ],
+)
+def test_what_an_agent_lacks(agent: tuple[str, ...], lane: tuple[str, ...], missing: tuple[str, ...]) -> None:
+    """Labels of the lane that it does not bear; of an agentless lane nobody lacks any."""
+    assert missing == missing_labels(frozenset(agent), lane)
 
 
 def test_lanes_have_names_of_their_own() -> None:

@@ -9,22 +9,26 @@ import pytest
 from penstock.domain.errors import ExecutionRefused, MoveRefused
 from penstock.domain.flow import ChildPolicy, Policy
 from penstock.domain.flow_run import Failure, Finishing, Outcome, Stopped, Succeeded
-from penstock.domain.ids import ExecutionId, FlowRunId
+from penstock.domain.ids import ExecutionId, FlowRunId, ProcessId
 from penstock.domain.lease import (
     Change,
     EndedBy,
     Execution,
     Phase,
     accepted,
+    cancelled,
     declined,
     expired,
     finished,
     first_entry,
+    may_be_offered,
+    offered,
     rank_time,
     release_delay,
     released,
     renew,
     started,
+    waits,
 )
 from penstock.domain.limits import PRIORITY_MAX, PRIORITY_WORTH, RELEASE_DELAY_MAX, RELEASES_MAX
 from penstock.domain.state import Cause, State
@@ -335,3 +339,62 @@ def test_a_stopping_run_that_is_given_back() -> None:
     )
 
     assert_ends(change, State.CANCELLED, Cause.RELEASED)
+
+
+def test_an_offer_is_a_lease_of_its_own() -> None:
+    """It bears the next fence and lasts for its ttl; when that is over the run may be offered again."""
+    holder = ProcessId(UUID(int=4))
+    waiting = an_entry(Phase.WAITING, due_time=LATER)
+    assert (True, False) == (waits(waiting, now=NOON), may_be_offered(waiting, now=NOON))
+    assert may_be_offered(waiting, now=LATER)
+
+    entry = offered(waiting, holder=holder, now=LATER, ttl=SECOND)
+
+    assert (Phase.OFFERED, 8, holder, LATER, LATER + SECOND) == (
+        entry.phase,
+        entry.fence,
+        entry.holder,
+        entry.grant_time,
+        entry.lease_expire_time,
+    )
+    assert not waits(entry, now=LATER)
+    assert may_be_offered(entry, now=LATER + SECOND)
+
+
+@pytest.mark.parametrize("phase", [Phase.HELD, Phase.STOPPING])
+def test_what_is_held_does_not_wait(phase: Phase) -> None:
+    """Not even once its lease has run out: to end that is the keeper's."""
+    assert not waits(an_entry(phase), now=NOON + 2 * MINUTE)
+
+
+@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.OFFERED])
+def test_what_nobody_holds_is_cancelled_at_once(phase: Phase) -> None:
+    """The run is final with the entry's fence, and says why; an offer of it dies with the entry."""
+    run = a_flow_run(fence=0)
+
+    change = cancelled(an_entry(phase), run, None, now=LATER, cause=Cause.PARENT_CANCELLED, reason="so")
+
+    assert change is not None
+    assert (None, State.CANCELLED, 7, LATER) == (
+        change.entry,
+        change.run.state,
+        change.run.fence,
+        change.run.finish_time,
+    )
+    assert change.transition is not None
+    assert (Cause.PARENT_CANCELLED, "so") == (change.transition.cause, change.transition.message)
+
+
+def test_what_an_agent_holds_is_asked_to_stop() -> None:
+    """Its lease goes on under the same fence; asked again, nothing changes."""
+    run = a_flow_run(State.RUNNING)
+
+    change = cancelled(an_entry(), run, an_execution(), now=LATER, cause=Cause.CANCEL_ASKED, reason="so")
+
+    assert change is not None
+    assert replace(an_entry(), phase=Phase.STOPPING) == change.entry
+    assert State.CANCELLING is change.run.state
+    assert change.transition is not None
+    assert AGENT_ID == change.transition.agent_id
+    again = cancelled(change.entry, change.run, an_execution(), now=LATER, cause=Cause.CANCEL_ASKED, reason="so")
+    assert again is None

@@ -41,10 +41,50 @@ def test_everything_wrong_is_said_at_once() -> None:
     sentences = (
         "'river' is required",
         "'color' is not a parameter of the flow",
-        "'depth' must be of type number",
-        "'gauges' must be of type array",
+        "'depth' must be of type number, not string",
+        "'gauges' must be of type array, not object",
     )
     assert tuple(Violation("parameters_json", each) for each in sentences) == refused.value.violations
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("null", "null"),
+        ('"1"', "string"),
+        ("-1", "integer"),
+        ("1.0", "number"),
+        ("1e3", "number"),
+        ("false", "boolean"),
+        ("[]", "array"),
+        ("{}", "object"),
+    ],
+)
+@pytest.mark.parametrize("declared", [each for each in ParameterType if each is not ParameterType.ANY])
+def test_a_wrong_type_is_named(declared: ParameterType, text: str, kind: str) -> None:
+    """Whatever was declared, a refusal says what was asked and what was given."""
+    if kind == declared or (kind, declared) == ("integer", "number"):
+        return
+
+    with pytest.raises(InvalidRequest) as refused:
+        check_given([Parameter("x", declared)], False, {"x": parse(text)})
+
+    (violation,) = refused.value.violations
+    assert f"'x' must be of type {declared}, not {kind}" == violation.description
+
+
+def test_what_the_group_set_is_said_of_the_group() -> None:
+    """Who created the run cannot mend what the flow group sets, so the refusal says whose it is."""
+    given = parse_object('{"depth": "deep", "color": 1, "own": 2}')
+
+    with pytest.raises(InvalidRequest) as refused:
+        check_given([Parameter("depth", ParameterType.NUMBER)], False, given, {"depth", "color"})
+
+    assert [
+        "'color', which the flow group sets, is not a parameter of the flow",
+        "'own' is not a parameter of the flow",
+        "'depth', which the flow group sets, must be of type number, not string",
+    ] == [each.description for each in refused.value.violations]
 
 
 def test_extra_parameters() -> None:
@@ -57,7 +97,7 @@ def test_null() -> None:
     nullable = Parameter("depth", ParameterType.NUMBER, default_json="null")
     check_given([nullable], False, {"depth": None})
 
-    with pytest.raises(InvalidRequest, match="'depth' must be of type number"):
+    with pytest.raises(InvalidRequest, match="'depth' must be of type number, not null"):
         check_given([Parameter("depth", ParameterType.NUMBER, default_json="1")], False, {"depth": None})
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceStub, add_FlowRunServiceServicer_to_server
 from flowrun.v1.flow_service_pb2_grpc import FlowServiceStub, add_FlowServiceServicer_to_server
-from penstock.domain.limits import HELD_LEASE
-from penstock.flow_run import operations
+from penstock.domain.limits import COMMITTER_WAITING_MAX, HELD_LEASE
+from penstock.flow_run import creation, operations
 from penstock.flow_run.flow_service import FlowServicer
 from penstock.flow_run.service import FlowRunServicer, Watches, look
 from penstock.runtime.channel import open_channel
@@ -37,23 +37,31 @@ WAIT_SECONDS: Final = 60
 
 @dataclass
 class FlowRunProcess:
-    """Stubs on one channel, and the watches behind them."""
+    """Stubs on one channel, the watches behind them, and where others find it."""
 
     flow_runs: Any
     flows: Any
     watches: Watches
+    address: str
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    database: Database, *, sweep: timedelta = NEVER, heartbeat: timedelta = NEVER
+    database: Database,
+    *,
+    sweep: timedelta = NEVER,
+    heartbeat: timedelta = NEVER,
+    creations_waiting_max: int = COMMITTER_WAITING_MAX,
 ) -> AsyncIterator[FlowRunProcess]:
     """A process's worth of services, which hear hints; they sweep and beat only if told to."""
     tokens = PageTokens(await database.read(installation.signing_key))
     start = partial(operations.start_flow_runs, ttl=HELD_LEASE)
-    creations = Committer(flushing(database, operations.create_flow_runs), name="create")
+    creations = Committer(
+        flushing(database, creation.create_flow_runs), name="create", waiting_max=creations_waiting_max
+    )
     startings = Committer(flushing(database, start), name="start")
     finishings = Committer(flushing(database, operations.finish_flow_runs), name="finish")
+    cancellings = Committer(flushing(database, operations.cancel_flow_runs), name="cancel")
     watches = Watches(partial(look, database, TENANT), sweep=sweep, heartbeat=heartbeat)
 
     def hear(hint: Hint) -> None:
@@ -61,13 +69,20 @@ async def serving(
 
     listener = wakeups.listen(database.engine)
     hearing = Hearing(listener.hints, hear)
-    works = (creations.serve, startings.serve, finishings.serve, watches.serve, hearing.serve)
-    tasks = [asyncio.create_task(work()) for work in works]
+    works = (creations, startings, finishings, cancellings, watches, hearing)
+    tasks = [asyncio.create_task(work.serve()) for work in works]
     drawing = Drawing(FakeClock())
-    flow_runs = FlowRunServicer(  # type: ignore[abstract]
-        database, tokens, drawing, watches, creations=creations, startings=startings, finishings=finishings
+    flow_runs = FlowRunServicer(
+        database,
+        tokens,
+        drawing,
+        watches,
+        creations=creations,
+        startings=startings,
+        finishings=finishings,
+        cancellings=cancellings,
     )
-    flows = FlowServicer(database, tokens, drawing)  # type: ignore[abstract]
+    flows = FlowServicer(database, tokens, drawing)
     services = ((add_FlowRunServiceServicer_to_server, flow_runs), (add_FlowServiceServicer_to_server, flows))
     try:
         async with (
@@ -75,7 +90,7 @@ async def serving(
             running(*services) as address,
             open_channel(address, repeatable=()) as channel,
         ):
-            yield FlowRunProcess(FlowRunServiceStub(channel), FlowServiceStub(channel), watches)
+            yield FlowRunProcess(FlowRunServiceStub(channel), FlowServiceStub(channel), watches, address)
     finally:
         for task in tasks:
             task.cancel()

@@ -4,10 +4,11 @@ from typing import Any
 from uuid import UUID
 
 import grpc
-import pytest
 
-from flowrun.v1 import flow_pb2
+from flowrun.v1 import flow_pb2, flow_run_pb2
+from flowrun.v1 import flow_run_service_pb2 as run_pb
 from flowrun.v1 import flow_service_pb2 as pb
+from penstock.domain.errors import Violation
 from penstock.storage.database import Database
 from tests.flow_run.served import refused, serving
 from tests.queue.scenes import SECOND
@@ -107,15 +108,83 @@ async def test_refusals_are_named(database: Database) -> None:
     assert {"project_name", "name", "entry_point"} == {each.field for each in refusals[5].violations}
 
 
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_what_is_not_served_yet_says_so(database: Database) -> None:
-    """UNIMPLEMENTED, whatever is asked."""
-    calls = {
-        "ArchiveFlow": pb.ArchiveFlowRequest(),
-        "UnarchiveFlow": pb.UnarchiveFlowRequest(),
-        "UpdateFlowGroup": pb.UpdateFlowGroupRequest(),
-    }
+async def test_a_flow_is_archived_and_made_live_again(database: Database) -> None:
+    """Each answers with the flow as it is then, again and again; without a live flow nothing is looked up."""
     async with serving(database) as process:
-        for name, request in calls.items():
-            refusal = await refused(getattr(process.flows, name)(request))
-            assert grpc.StatusCode.UNIMPLEMENTED is refusal.code
+        flows = process.flows
+        first = (await flows.RegisterFlow(registration())).flow
+        second = (await flows.RegisterFlow(registration(description="better"))).flow
+        archived = [await flows.ArchiveFlow(pb.ArchiveFlowRequest(flow_id=second.flow_id)) for _ in range(2)]
+        none = await refused(flows.LookUpFlow(pb.LookUpFlowRequest(id=first.flow_group_id)))
+        live = [await flows.UnarchiveFlow(pb.UnarchiveFlowRequest(flow_id=first.flow_id)) for _ in range(2)]
+        found = await flows.LookUpFlow(pb.LookUpFlowRequest(id=first.flow_group_id))
+
+    assert archived[0] == archived[1]
+    assert archived[0].flow.HasField("archive_time")
+    assert (grpc.StatusCode.FAILED_PRECONDITION, "NO_LIVE_FLOW") == (none.code, none.reason)
+    assert f"{second.flow_id}, {first.flow_id}" == none.metadata["archived"]
+    assert [first, first] == [each.flow for each in live]
+    assert first == found.flow
+
+
+async def test_a_flow_is_registered_into_a_group(database: Database) -> None:
+    """By its id alone; other names than the group's are violations that name the group's."""
+    async with serving(database) as process:
+        flows = process.flows
+        first = (await flows.RegisterFlow(registration())).flow
+        asked = registration(project_name="", name="", description="better", flow_group_id=first.flow_group_id)
+        second, again = [await flows.RegisterFlow(asked) for _ in range(2)]
+        asked.name = "other"
+        other = await refused(flows.RegisterFlow(asked))
+        asked.flow_group_id = NOBODY
+        nobody = await refused(flows.RegisterFlow(asked))
+
+    assert (True, False, 2, "water", "levels") == (
+        second.created,
+        again.created,
+        second.flow.version,
+        second.flow.project_name,
+        second.flow.name,
+    )
+    assert [Violation("name", "is 'other', but the flow group's is 'levels'; leave it out")] == list(other.violations)
+    assert (grpc.StatusCode.NOT_FOUND, "FLOW_GROUP_NOT_FOUND") == (nobody.code, nobody.reason)
+
+
+async def test_the_defaults_of_a_group_are_replaced(database: Database) -> None:
+    """All that the request holds, and nothing else, goes before what the flow says."""
+    async with serving(database) as process:
+        flows = process.flows
+        flow = (await flows.RegisterFlow(registration(labels=["flow"]))).flow
+        asked = pb.UpdateFlowGroupRequest(
+            flow_group_id=flow.flow_group_id, default_parameters_json='{"n": 2.50}', labels=flow_run_pb2.Labels()
+        )
+        full = (await flows.UpdateFlowGroup(asked)).flow_group
+        got = (await flows.GetFlowGroup(pb.GetFlowGroupRequest(flow_group_id=flow.flow_group_id))).flow_group
+        run = await process.flow_runs.CreateFlowRun(
+            run_pb.CreateFlowRunRequest(flow_group_id=flow.flow_group_id, name="mine")
+        )
+        bare = pb.UpdateFlowGroupRequest(flow_group_id=flow.flow_group_id)
+        bared = (await flows.UpdateFlowGroup(bare)).flow_group
+
+    assert full == got
+    assert ('{"n":2.50}', True, False) == (
+        full.default_parameters_json,
+        full.HasField("labels"),
+        full.HasField("run_config"),
+    )
+    assert ('{"n":2.50}', []) == (run.flow_run.parameters_json, list(run.flow_run.labels))
+    assert not [name for name in ("default_parameters_json", "labels", "run_config") if bared.HasField(name)]
+
+
+async def test_unknown_flows_and_groups_are_refused_by_name(database: Database) -> None:
+    """Each change of one that does not exist."""
+    async with serving(database) as process:
+        flows = process.flows
+        refusals = [
+            await refused(flows.ArchiveFlow(pb.ArchiveFlowRequest(flow_id=NOBODY))),
+            await refused(flows.UnarchiveFlow(pb.UnarchiveFlowRequest(flow_id=NOBODY))),
+            await refused(flows.UpdateFlowGroup(pb.UpdateFlowGroupRequest(flow_group_id=NOBODY))),
+        ]
+
+    assert ["FLOW_NOT_FOUND", "FLOW_NOT_FOUND", "FLOW_GROUP_NOT_FOUND"] == [each.reason for each in refusals]
+    assert {grpc.StatusCode.NOT_FOUND} == {each.code for each in refusals}

@@ -1,4 +1,4 @@
-"""What each rpc of FlowRunService does, on both databases."""
+"""What each rpc of FlowRunService does to runs that exist, on both databases."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,56 +6,61 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pendulum
 import pytest
-from sqlalchemy import update
 
 from penstock.domain.errors import (
     ExecutionRefused,
-    FlowArchived,
-    FlowGroupNotFound,
-    FlowNotFound,
+    FlowRunLive,
     FlowRunNotFound,
-    InvalidRequest,
-    KeyReused,
     LeaseLost,
     MoveRefused,
-    NoLiveFlow,
     Refusal,
+    Unavailable,
+    VersionStale,
 )
-from penstock.domain.flow import ChildPolicy, Flow, PolicyAsked, RunConfig
+from penstock.domain.flow import ChildPolicy, PolicyAsked
 from penstock.domain.flow_run import (
-    Created,
-    Creation,
+    Cancelling,
     Failure,
     Finishing,
     FlowRun,
     FlowTarget,
-    GroupTarget,
-    KeyReuse,
     ParentLease,
+    Restarting,
     Starting,
     Succeeded,
+    Transition,
 )
-from penstock.domain.ids import ExecutionId, FlowGroupId, FlowId, FlowRunId
-from penstock.domain.json_text import parse_object
+from penstock.domain.ids import ExecutionId, FlowRunId, TenantId
 from penstock.domain.lease import EndedBy, Lease, LeaseOutcome, Phase
-from penstock.domain.limits import HELD_LEASE, PRIORITY_WORTH
-from penstock.domain.parameters import Parameter, ParameterType
+from penstock.domain.limits import HELD_LEASE
+from penstock.domain.log import ProducerKey, Writing
 from penstock.domain.queries import Page, PositionPage, RunFilter
-from penstock.domain.state import Cause, State
+from penstock.domain.state import FINAL, Cause, State
 from penstock.flow_run import operations
-from penstock.flow_run.operations import SUPERVISOR, Started
+from penstock.flow_run.operations import SUPERVISOR, Sight, Started
+from penstock.keeper.orphans import cancel_orphans
+from penstock.log import operations as log_operations
+from penstock.queue import operations as queue_operations
 from penstock.storage import schema
 from penstock.storage.database import Database, Transaction
+from penstock.storage.wakeups import Hint
+from tests.log.scenes import a_line
 from tests.queue.scenes import (
     AGENT,
+    HOLDER,
     SECOND,
     STOPPED,
     TENANT,
+    AtWork,
+    accept,
     ask_to_stop,
     at_work,
     attempt,
+    cancel,
     create,
+    delete,
     entry_of,
     everything,
     execution_of,
@@ -65,380 +70,34 @@ from tests.queue.scenes import (
     offer,
     register,
     release,
+    renew,
+    restart,
     run_of,
     start,
     steps_of,
+    take,
     until_someone_waits,
 )
 from tests.storage.gate import Gate
 from tests.support.builders import a_creation, an_id
-from tests.support.databases import Kind
-from tests.support.fake_clock import NOON, FakeClock
+from tests.support.fake_clock import FakeClock
 
 FAILED = Failure(type="ValueError", message="no such day", traceback="Traceback", exit_code=1)
 on_postgres = pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 
 
-def asked(flow: Flow, **fields: Any) -> Creation:
-    """A request for a run of a group's live flow."""
-    return a_creation(target=GroupTarget(flow.group_id), **fields)
-
-
-async def the_only(database: Database, creation: Creation) -> Created | Refusal:
-    (outcome,) = await attempt(database, creation)
-    return outcome
-
-
-async def made(database: Database, creation: Creation) -> Created:
-    created = await the_only(database, creation)
-    assert isinstance(created, Created), created
-    return created
-
-
-async def change_group(database: Database, flow: Flow, **columns: Any) -> None:
-    def work(tx: Transaction) -> None:
-        this = schema.flow_groups.c.flow_group_id == flow.group_id
-        tx.conn.execute(update(schema.flow_groups).where(this).values(columns))
-
-    await database.run(work)
-
-
-async def archive(database: Database, flow: Flow) -> None:
-    def work(tx: Transaction) -> None:
-        tx.conn.execute(update(schema.flows).where(schema.flows.c.flow_id == flow.id).values(archive_time=tx.now))
-
-    await database.run(work)
-
-
-# Creation
-
-
-async def test_a_creation_is_whole(database: Database) -> None:
-    """Run, first transition and queue entry are there together, as they were answered."""
-    flow = await register(database)
-
-    created = await made(database, asked(flow, idempotency_key="k", request_id="r", traceparent="00-aa-bb-01"))
-
-    run = created.flow_run
-    assert run is not None
-    assert created.fresh
-    assert run == await run_of(database, run.id)
-    assert (
-        run.state,
-        run.version,
-        run.attempt,
-        run.scheduled_start_time,
-        run.name,
-    ) == (State.SCHEDULED, 1, 1, NOON, "amber-otter")
-    assert [(each.version, each.state, each.cause, each.due_time) for each in await steps_of(database, run.id)] == [
-        (1, State.SCHEDULED, Cause.CREATED, NOON)
-    ]
-    entry = await entry_of(database, run.id)
-    assert entry is not None
-    assert (entry.phase, entry.fence, entry.due_time, entry.holder) == (Phase.WAITING, 0, NOON, None)
-    rows = await everything(database)
-    assert len(rows["idempotency_keys"]) == 2
-
-
-async def test_priority_is_a_head_start(database: Database) -> None:
-    """The rank of a run lies before its due time by what its priority is worth."""
-    run = await create(database, await register(database), policy=PolicyAsked(priority=7))
-
-    entry = await entry_of(database, run.id)
-
-    assert entry is not None
-    assert (entry.due_time, entry.rank_time) == (NOON, NOON - 7 * PRIORITY_WORTH)
-
-
-async def test_a_start_in_the_past_means_now(database: Database) -> None:
-    """A run that should have started long ago is due now; one for later waits."""
-    flow = await register(database)
-
-    past = await create(database, flow, scheduled_start_time=NOON - timedelta(days=1))
-    later = await create(database, flow, scheduled_start_time=NOON + timedelta(days=1))
-
-    assert (NOON, NOON + timedelta(days=1)) == (past.scheduled_start_time, later.scheduled_start_time)
-
-
-async def test_what_a_group_says_goes_before_its_flow(database: Database) -> None:
-    """Parameters are merged, given before the group's before the flow's; labels and run config are taken whole."""
-    declared = tuple(Parameter(name, ParameterType.INTEGER, default_json="1") for name in ("a", "b", "c"))
-    flow = await register(database, parameters=declared, labels=("flow",))
-    config = RunConfig(image="group")
-    await change_group(database, flow, default_parameters_json='{"b":2,"c":2}', labels=("group",), run_config=config)
-
-    of_group = await create(database, flow, parameters=parse_object('{"c":3}'))
-    of_run = await create(database, flow, labels=(), run_config=RunConfig(image="run"))
-
-    assert of_group.parameters_json == '{"a":1,"b":2,"c":3}'
-    assert (("group",), config) == (of_group.labels, of_group.run_config)
-    assert ((), RunConfig(image="run")) == (of_run.labels, of_run.run_config)
-
-
-async def test_a_repeated_key_returns_the_first_run(database: Database) -> None:
-    """The run as it is now comes back, with what was asked differently; nothing is written."""
-    flow = await register(database)
-    first = await made(database, asked(flow, idempotency_key="k"))
-    before = await everything(database)
-
-    same = await made(database, asked(flow, idempotency_key="k", name="another name"))
-    other = await made(database, asked(flow, idempotency_key="k", parameters={"day": "monday"}, labels=("gpu",)))
-
-    assert (first.flow_run_id, False, ()) == (same.flow_run_id, same.fresh, same.differing_fields)
-    assert first.flow_run == same.flow_run
-    assert (first.flow_run_id, ("parameters", "labels")) == (other.flow_run_id, other.differing_fields)
-    assert before == await everything(database)
-
-
-async def test_a_different_repeat_is_refused_if_asked(database: Database) -> None:
-    """REFUSE_IF_DIFFERENT names the first run and the fields; an equal repeat is answered."""
-    flow = await register(database)
-    first = await made(database, asked(flow, idempotency_key="k", context={"who": "me"}))
-    before = await everything(database)
-    strict = asked(flow, idempotency_key="k", key_reuse=KeyReuse.REFUSE_IF_DIFFERENT)
-
-    refused = await the_only(database, strict)
-    equal = await made(database, replace(strict, context={"who": "me"}))
-
-    assert isinstance(refused, KeyReused)
-    assert (str(first.flow_run_id), ("context",)) == (refused.flow_run_id, refused.differing_fields)
-    assert first.flow_run_id == equal.flow_run_id
-    assert before == await everything(database)
-
-
-async def test_a_key_belongs_to_the_target_as_named(database: Database) -> None:
-    """A flow and its group keep their keys apart, and each finds its own."""
-    flow = await register(database)
-
-    by_group = await made(database, asked(flow, idempotency_key="k"))
-    by_flow = await made(database, a_creation(target=FlowTarget(flow.id), idempotency_key="k"))
-
-    assert by_group.flow_run_id != by_flow.flow_run_id
-    assert by_flow.fresh
-    again = await made(database, a_creation(target=FlowTarget(flow.id), idempotency_key="k"))
-    assert by_flow.flow_run_id == again.flow_run_id
-
-
-async def test_a_key_outlives_the_version_it_ran(database: Database) -> None:
-    """After a new version the same key on the group returns the first run, of the old version."""
-    first_flow = await register(database)
-    first = await made(database, asked(first_flow, idempotency_key="k"))
-    second_flow = await register(database, description="better")
-
-    again = await made(database, asked(second_flow, idempotency_key="k"))
-
-    assert second_flow.group_id == first_flow.group_id
-    assert (first.flow_run_id, False) == (again.flow_run_id, again.fresh)
-    assert again.flow_run is not None
-    assert first_flow.id == again.flow_run.flow_id
-
-
-async def test_a_key_answers_even_if_its_flow_could_not_run_now(database: Database) -> None:
-    """What was archived meanwhile refuses new runs, and answers for the old ones."""
-    flow = await register(database)
-    first = await made(database, asked(flow, idempotency_key="k"))
-    await archive(database, flow)
-
-    again = await made(database, asked(flow, idempotency_key="k", parameters={"wrong": "name"}))
-    fresh = await the_only(database, asked(flow, idempotency_key="another"))
-
-    assert (first.flow_run_id, False) == (again.flow_run_id, again.fresh)
-    assert isinstance(fresh, NoLiveFlow)
-
-
-async def test_a_repeated_request_returns_its_run(database: Database) -> None:
-    """A request id finds its run whatever the target is called, with or without a key beside it."""
-    flow = await register(database)
-    first = await made(database, asked(flow, request_id="r"))
-
-    again = await made(database, a_creation(target=FlowTarget(flow.id), request_id="r"))
-
-    assert (first.flow_run_id, False) == (again.flow_run_id, again.fresh)
-
-
-async def test_a_repeat_claims_nothing(database: Database) -> None:
-    """The new request id that comes with a known key, or the new key with a known request, is kept for nobody."""
-    flow = await register(database)
-    first = await made(database, asked(flow, idempotency_key="k", request_id="r"))
-    before = await everything(database)
-
-    by_key = await made(database, asked(flow, idempotency_key="k", request_id="r2"))
-    by_request = await made(database, asked(flow, idempotency_key="k2", request_id="r"))
-
-    assert {first.flow_run_id} == {by_key.flow_run_id, by_request.flow_run_id}
-    assert before == await everything(database)
-    assert (await made(database, asked(flow, idempotency_key="k2"))).fresh
-
-
-async def test_repeats_within_one_flush_lead_to_the_first(database: Database) -> None:
-    """Creations that share keys in a chain are all the first one's; every answer holds its run."""
-    flow = await register(database)
-    chain = [
-        asked(flow, idempotency_key="k1", request_id="r1"),
-        asked(flow, idempotency_key="k2", request_id="r1"),
-        asked(flow, idempotency_key="k2", request_id="r3"),
-    ]
-
-    outcomes = await attempt(database, *chain)
-
-    created = [each for each in outcomes if isinstance(each, Created)]
-    assert [each.fresh for each in created] == [True, False, False]
-    assert {chain[0].flow_run_id} == {each.flow_run_id for each in created}
-    assert all(each.flow_run is not None for each in created)
-    assert len((await everything(database))["idempotency_keys"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("fields", "refusal"),
-    [
-        ({"parameters": {"day": True, "night": ""}}, InvalidRequest),
-        ({"target": FlowTarget(FlowId(an_id()))}, FlowNotFound),
-        ({"target": GroupTarget(FlowGroupId(an_id()))}, FlowGroupNotFound),
-    ],
-    ids=["parameters", "flow", "group"],
-)
-async def test_a_refused_creation_writes_nothing(
-    database: Database, fields: dict[str, Any], refusal: type[Refusal]
-) -> None:
-    """A refusal claims no key: corrected, the same key makes a run. Its neighbours in the flush are created."""
-    flow = await register(database)
-    wrong = replace(asked(flow, idempotency_key="k", request_id="r"), **fields)
-    before = await everything(database)
-
-    assert isinstance(await the_only(database, wrong), refusal)
-    assert before == await everything(database)
-
-    refused, neighbour = await attempt(database, wrong, asked(flow))
-    assert isinstance(refused, refusal)
-    assert isinstance(neighbour, Created)
-    corrected = await made(database, asked(flow, idempotency_key="k", request_id="r"))
-    assert corrected.fresh
-
-
-async def test_all_wrong_parameters_are_named_at_once(database: Database) -> None:
-    """Missing, unknown and mistyped parameters are violations of one refusal."""
-    flow = await register(database, parameters=(Parameter("a", required=True), Parameter("b", ParameterType.BOOLEAN)))
-
-    refused = await the_only(database, asked(flow, parameters={"b": "yes", "c": "?"}))
-
-    assert isinstance(refused, InvalidRequest)
-    assert len(refused.violations) == 3
-
-
-async def test_an_archived_flow_names_the_live_one(database: Database) -> None:
-    """A run of an old version is refused, and told which version lives."""
-    old = await register(database)
-    new = await register(database, description="better")
-
-    refused = await the_only(database, a_creation(target=FlowTarget(old.id)))
-
-    assert isinstance(refused, FlowArchived)
-    assert (str(old.id), str(new.id)) == (refused.flow_id, refused.live_flow_id)
-
-
-async def test_a_child_is_created_under_its_parents_lease(database: Database) -> None:
-    """The child names its parent; its entry does too, if it is to be cancelled with it."""
-    flow = await register(database)
-    parent = await create(database, flow)
-    lease = (await at_work(database, parent.id)).lease
-    under = ParentLease(lease.flow_run_id, lease.fence)
-
-    child = await create(database, flow, parent=under)
-    loose = await create(database, flow, parent=under, policy=PolicyAsked(child_policy=ChildPolicy.ABANDON))
-
-    assert [parent.id, parent.id] == [child.parent_id, loose.parent_id]
-    entries = [await entry_of(database, each.id) for each in (child, loose)]
-    assert [parent.id, None] == [each.parent_id if each else "final" for each in entries]
-
-
-async def test_a_lost_parent_creates_nothing(database: Database) -> None:
-    """With a stale fence, of a parent that waits, stops or is final, nothing is written; a repeat is answered."""
-    flow = await register(database)
-    parent = await create(database, flow)
-    lease = await held(database, parent.id)
-    under = ParentLease(lease.flow_run_id, lease.fence)
-    known = await made(database, asked(flow, idempotency_key="known", parent=under))
-    await ask_to_stop(database, lease)
-    before = await everything(database, "lanes", "lane_labels")
-
-    for fence in (lease.fence, lease.fence + 1):
-        orphan = asked(flow, idempotency_key="k", request_id="r", labels=("new",), parent=ParentLease(parent.id, fence))
-        refused, neighbour_repeat = await attempt(database, orphan, asked(flow, idempotency_key="known", parent=under))
-        assert isinstance(refused, LeaseLost)
-        assert (str(parent.id), fence) == (refused.flow_run_id, refused.fence)
-        assert isinstance(neighbour_repeat, Created)
-        assert known.flow_run_id == neighbour_repeat.flow_run_id
-    assert before == await everything(database, "lanes", "lane_labels")
-    assert (await made(database, asked(flow, idempotency_key="k", request_id="r"))).fresh
-
-
-async def test_racing_creations_with_one_key_make_one_run(database: Database) -> None:
-    """The second transaction waits for the first one's key and answers with its run."""
-    flow = await register(database)
-    gate = Gate()
-
-    def slowly(tx: Transaction, creation: Creation) -> Sequence[Created | Refusal]:
-        created = operations.create_flow_runs(tx, TENANT, [creation])
-        gate.stop_here()
-        return created
-
-    first = asyncio.create_task(database.run(slowly, asked(flow, idempotency_key="k", request_id="r1")))
-    await gate.reached()
-    second = asyncio.create_task(attempt(database, asked(flow, idempotency_key="k", request_id="r2")))
-    await until_someone_waits(database)
-    gate.open()
-    (one,), (other,) = await first, await second
-
-    assert isinstance(one, Created)
-    assert isinstance(other, Created)
-    assert (one.fresh, other.fresh) == (True, False)
-    assert one.flow_run_id == other.flow_run_id
-    assert one.flow_run == other.flow_run
-    assert len((await everything(database))["flow_runs"]) == 1
-
-
-async def test_a_key_of_a_creation_that_was_rolled_back_is_free(database: Database) -> None:
-    """Who waited for a key of a transaction that failed creates the run."""
-    flow = await register(database)
-    gate = Gate()
-
-    def in_vain(tx: Transaction, creation: Creation) -> None:
-        operations.create_flow_runs(tx, TENANT, [creation])
-        gate.stop_here()
-        raise FlowRunNotFound(flow_run_id="as if")
-
-    first = asyncio.create_task(database.run(in_vain, asked(flow, idempotency_key="k")))
-    await gate.reached()
-    second = asyncio.create_task(attempt(database, asked(flow, idempotency_key="k")))
-    await until_someone_waits(database)
-    gate.open()
-
-    with pytest.raises(FlowRunNotFound):
-        await first
-    (created,) = await second
-    assert isinstance(created, Created)
-    assert created.fresh
-    assert created.flow_run is not None
-
-
-async def test_many_creations_share_keys_from_both_ends(database: Database) -> None:
-    """Flushes that name the same keys and lanes in opposite orders never wait in a circle."""
-    flow = await register(database)
-    flushes: list[int] = []
-
-    def flush(tx: Transaction, order: int) -> Sequence[Created | Refusal]:
-        flushes.append(order)
-        numbers = range(30)[::order]
-        creations = [asked(flow, idempotency_key=f"k{each}", labels=(f"l{each}",)) for each in numbers]
-        return operations.create_flow_runs(tx, TENANT, creations)
-
-    await asyncio.gather(*(database.run(flush, order) for order in (1, -1) * 5))
-
-    assert len(flushes) == 10, "a transaction was repeated after a deadlock"
-    assert len((await everything(database))["flow_runs"]) == 30
-
-
-# Starting
+async def ended(database: Database, state: State, **fields: Any) -> FlowRun:
+    """A run that ended so."""
+    run = await create(database, await register(database), **fields)
+    work = await at_work(database, run.id)
+    outcome = Succeeded("7") if state is State.SUCCEEDED else FAILED
+    if state is State.CANCELLED:
+        await cancel(database, run.id)
+        outcome = STOPPED
+    over = await finish(database, work.lease, work.execution_id, outcome)
+    assert isinstance(over, FlowRun)
+    assert state is over.state
+    return over
 
 
 async def test_start_makes_it_run(database: Database, clock: FakeClock) -> None:
@@ -755,6 +414,462 @@ async def test_a_finish_waits_for_whoever_holds_the_entry(database: Database) ->
     assert (await run_of(database, run.id)).result_json == "1"
 
 
+# Cancelling
+
+
+@pytest.mark.parametrize("offered", [False, True], ids=["waiting", "offered"])
+async def test_a_run_that_nobody_holds_is_cancelled_at_once(
+    database: Database, clock: FakeClock, offered: bool
+) -> None:
+    """It is final in one transaction, with the reason, its fence is kept, and it is offered to nobody any more."""
+    run = await create(database, await register(database))
+    if offered:
+        await offer(database, run.id)
+    entry = await entry_of(database, run.id)
+    assert entry is not None
+    clock.advance(SECOND)
+
+    cancelled = await cancel(database, run.id, "no longer wanted")
+
+    assert isinstance(cancelled, FlowRun)
+    assert cancelled == await run_of(database, run.id)
+    assert (State.CANCELLED, clock.now(), entry.fence) == (cancelled.state, cancelled.finish_time, cancelled.fence)
+    step = (await steps_of(database, run.id))[-1]
+    assert (State.CANCELLED, Cause.CANCEL_ASKED, "no longer wanted", entry.fence) == (
+        step.state,
+        step.cause,
+        step.message,
+        step.fence,
+    )
+    assert await entry_of(database, run.id) is None
+    assert [] == await take(database)
+
+
+async def test_an_offer_of_a_cancelled_run_has_ended(database: Database) -> None:
+    """The agent that accepts it is told so, and declining it changes nothing."""
+    run = await create(database, await register(database))
+    lease = await offer(database, run.id)
+    await cancel(database, run.id)
+    before = await everything(database)
+
+    (accepted,) = await accept(database, lease)
+
+    assert LeaseOutcome.ENDED is accepted.outcome
+    assert LeaseOutcome.ENDED is await release(database, lease)
+    assert before == await everything(database)
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["submitted", "running"])
+async def test_a_run_that_is_held_is_asked_to_stop(database: Database, started: bool) -> None:
+    """It is CANCELLING under the same lease, its dispatchers are told, and its holder with its next renewal."""
+    run = await create(database, await register(database))
+    lease = (await at_work(database, run.id)).lease if started else await held(database, run.id)
+    before = await run_of(database, run.id)
+
+    def asking(tx: Transaction) -> tuple[Sequence[FlowRun | Refusal], Hint]:
+        return operations.cancel_flow_runs(tx, TENANT, [Cancelling(run.id, "enough")]), tx.hint
+
+    (cancelling,), hint = await database.run(asking)
+
+    assert isinstance(cancelling, FlowRun)
+    assert replace(before, state=State.CANCELLING, version=before.version + 1) == cancelling
+    assert cancelling == await run_of(database, run.id)
+    assert (True, {run.id}) == (hint.stop, hint.moved)
+    entry = await entry_of(database, run.id)
+    assert entry is not None
+    assert (Phase.STOPPING, lease.fence, AGENT) == (entry.phase, entry.fence, entry.holder)
+    step = (await steps_of(database, run.id))[-1]
+    assert (Cause.CANCEL_ASKED, "enough", lease.fence, AGENT) == (step.cause, step.message, step.fence, step.agent_id)
+    (renewed,) = await renew(database, lease)
+    assert LeaseOutcome.STOPPING is renewed.outcome
+
+
+async def test_a_cancelled_deployment_never_begins(database: Database) -> None:
+    """Start answers CANCELLING; given back, or finished as never started, the run is CANCELLED."""
+    flow = await register(database)
+    leases = [await held(database, (await create(database, flow)).id) for _ in range(2)]
+    for lease in leases:
+        await cancel(database, lease.flow_run_id)
+
+    begun = [await start(database, lease, ExecutionId(an_id())) for lease in leases]
+    finished = await finish(database, leases[0], None, STOPPED)
+
+    assert [State.CANCELLING] * 2 == [each.run.state for each in begun if isinstance(each, Started)]
+    assert isinstance(finished, FlowRun)
+    assert State.CANCELLED is finished.state
+    assert LeaseOutcome.RELEASED is await release(database, leases[1])
+    assert State.CANCELLED is (await run_of(database, leases[1].flow_run_id)).state
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [(STOPPED, State.CANCELLED), (Succeeded("1"), State.SUCCEEDED), (FAILED, State.FAILED)],
+    ids=["stopped", "succeeded", "failed"],
+)
+async def test_a_cancelled_execution_ends_as_it_ends(database: Database, outcome: Any, state: State) -> None:
+    """What its holder reports counts; nothing is retried."""
+    run = await create(database, await register(database), policy=PolicyAsked(max_retries=3))
+    work = await at_work(database, run.id)
+    await cancel(database, run.id)
+
+    finished = await finish(database, work.lease, work.execution_id, outcome)
+
+    assert isinstance(finished, FlowRun)
+    assert state is finished.state
+    assert finished == await cancel(database, run.id)
+
+
+async def test_a_repeated_cancel_changes_nothing(database: Database) -> None:
+    """A run that is CANCELLING or final is answered as it is, an unknown one is not found, each by itself."""
+    flow = await register(database)
+    over = await ended(database, State.SUCCEEDED)
+    stopping = await create(database, flow)
+    await at_work(database, stopping.id)
+    waiting = await create(database, flow)
+    for run in (waiting, stopping):
+        await cancel(database, run.id, "first")
+    nobody = FlowRunId(an_id())
+    asked = [Cancelling(each, "second") for each in (stopping.id, nobody, over.id, waiting.id)]
+    before = await everything(database)
+
+    answers = await database.run(operations.cancel_flow_runs, TENANT, asked)
+
+    assert before == await everything(database)
+    assert [State.CANCELLING, None, State.SUCCEEDED, State.CANCELLED] == [
+        each.state if isinstance(each, FlowRun) else None for each in answers
+    ]
+    refused = answers[1]
+    assert isinstance(refused, FlowRunNotFound)
+    assert str(nobody) == refused.flow_run_id
+
+
+async def test_a_run_that_is_cancelling_has_no_more_children(database: Database) -> None:
+    """A creation under its lease is refused as lost."""
+    flow = await register(database)
+    parent = await create(database, flow)
+    lease = (await at_work(database, parent.id)).lease
+    await cancel(database, parent.id)
+
+    (refused,) = await attempt(
+        database, a_creation(target=FlowTarget(flow.id), parent=ParentLease(parent.id, lease.fence))
+    )
+
+    assert isinstance(refused, LeaseLost)
+
+
+# Restarting
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+async def test_a_finished_run_is_attempted_again(database: Database, clock: FakeClock, state: State) -> None:
+    """With the same id and history, all its retries before it again, and a fence that goes on."""
+    over = await ended(database, state)
+    clock.advance(SECOND)
+
+    again = await restart(database, over, reason="once more")
+
+    assert again == await run_of(database, over.id)
+    assert (State.SCHEDULED, over.version + 1, 2, clock.now()) == (
+        again.state,
+        again.version,
+        again.attempt,
+        again.scheduled_start_time,
+    )
+    assert (None, None, None) == (again.start_time, again.finish_time, again.result_json)
+    steps = await steps_of(database, over.id)
+    assert list(range(1, again.version + 1)) == [each.version for each in steps]
+    assert (State.SCHEDULED, Cause.RESTARTED, "once more", 2, clock.now()) == (
+        steps[-1].state,
+        steps[-1].cause,
+        steps[-1].message,
+        steps[-1].attempt,
+        steps[-1].due_time,
+    )
+    entry = await entry_of(database, over.id)
+    assert entry is not None
+    assert (Phase.WAITING, over.fence + 1, clock.now(), 0, 0) == (
+        entry.phase,
+        entry.fence,
+        entry.due_time,
+        entry.releases,
+        entry.losses,
+    )
+    work = await at_work(database, over.id)
+    done = await finish(database, work.lease, work.execution_id, Succeeded("8"))
+    assert isinstance(done, FlowRun)
+    assert (State.SUCCEEDED, "8", None, 2) == (done.state, done.result_json, done.failure, done.attempt)
+
+
+async def test_all_retries_are_before_it_again(database: Database) -> None:
+    """A run that used its retries up has as many again."""
+    over = await ended(database, State.SUCCEEDED, policy=PolicyAsked(max_retries=2))
+
+    again = await restart(database, replace(over, retries_left=0))
+
+    assert 2 == again.retries_left
+
+
+async def test_fences_rise_across_restarts(database: Database) -> None:
+    """However a run ended, no lease that was ever granted on it is valid again."""
+    flow = await register(database)
+    run_id = (await create(database, flow)).id
+    old: list[AtWork] = []
+
+    async def by_cancelling_while_it_waits() -> None:
+        await cancel(database, run_id)
+
+    async def by_cancelling_an_offer() -> None:
+        lease = await offer(database, run_id)
+        old.append(AtWork(lease, ExecutionId(an_id())))
+        await cancel(database, run_id)
+
+    async def by_finishing() -> None:
+        old.append(await at_work(database, run_id))
+        await finish(database, old[-1].lease, old[-1].execution_id)
+
+    async def by_stopping() -> None:
+        old.append(await at_work(database, run_id))
+        await cancel(database, run_id)
+        await finish(database, old[-1].lease, old[-1].execution_id, STOPPED)
+
+    for end in (by_cancelling_while_it_waits, by_cancelling_an_offer, by_finishing, by_stopping) * 2:
+        await end()
+        await restart(database, await run_of(database, run_id))
+    fences = [each.lease.fence for each in old]
+    assert sorted(set(fences)) == fences
+    new = await at_work(database, run_id)
+    assert new.lease.fence > fences[-1]
+
+    before = await everything(database)
+    for each in old:
+        assert isinstance(await start(database, each.lease, each.execution_id), LeaseLost)
+        (accepted,), (renewed,) = await accept(database, each.lease), await renew(database, each.lease)
+        assert [LeaseOutcome.LOST] * 2 == [accepted.outcome, renewed.outcome]
+        assert LeaseOutcome.LOST is await release(database, each.lease)
+        assert not isinstance(await finish(database, each.lease, ExecutionId(an_id())), FlowRun)
+    assert before == await everything(database)
+
+
+async def test_a_repeated_restart_returns_the_run_as_it_is(database: Database) -> None:
+    """Waiting, at work, or ended again: what names the version that was restarted starts nothing twice."""
+    over = await ended(database, State.FAILED)
+    again = await restart(database, over)
+
+    assert again == await restart(database, over)
+    work = await at_work(database, over.id)
+    before = await everything(database)
+    assert State.RUNNING is (await restart(database, over)).state
+    assert before == await everything(database)
+    finished = await finish(database, work.lease, work.execution_id)
+    before = await everything(database)
+    assert finished == await restart(database, over)
+    assert before == await everything(database)
+
+
+async def test_a_restart_names_the_final_version(database: Database) -> None:
+    """Another one is stale, of a live run it is refused as live, and nothing is written."""
+    over = await ended(database, State.FAILED, labels=("gpu",))
+    live = await create(database, await register(database))
+    before = await everything(database)
+
+    for version in (1, over.version - 1, over.version + 1, 2**63 - 1):
+        with pytest.raises(VersionStale) as stale:
+            await restart(database, over, version=version)
+        assert (version, over.version) == (stale.value.version, stale.value.present)
+    for version in (1, 2):
+        with pytest.raises(FlowRunLive) as refused:
+            await restart(database, live, version=version)
+        assert "SCHEDULED" == refused.value.present
+    with pytest.raises(FlowRunNotFound):
+        await restart(database, replace(over, id=FlowRunId(an_id())))
+    assert before == await everything(database)
+
+
+async def test_a_restart_is_due_when_it_is_asked_for(database: Database, clock: FakeClock) -> None:
+    """At a time, after a delay by the database's clock, or now where that is past."""
+    hour = timedelta(hours=1)
+    when = {
+        clock.now() + hour: {"scheduled_start_time": clock.now() + hour},
+        clock.now() + 2 * hour: {"start_delay": 2 * hour},
+        clock.now(): {"scheduled_start_time": pendulum.datetime(1, 1, 1)},
+        pendulum.datetime(9999, 12, 31): {"scheduled_start_time": pendulum.datetime(9999, 12, 31)},
+    }
+
+    for due_time, fields in when.items():
+        again = await restart(database, await ended(database, State.FAILED), **fields)
+        entry = await entry_of(database, again.id)
+        assert entry is not None
+        assert (due_time, due_time) == (again.scheduled_start_time, entry.due_time)
+        await cancel(database, again.id)
+
+
+@pytest.mark.parametrize(
+    ("of_parent", "kept"),
+    [("running", True), ("succeeded", True), ("cancelling", False), ("cancelled", False), ("deleted", False)],
+)
+async def test_a_restarted_child_follows_its_parent_while_that_may_go_on(
+    database: Database, of_parent: str, kept: bool
+) -> None:
+    """A parent that was cancelled, or is gone, does not take it along at once; the run still names it."""
+    flow = await register(database)
+    parent = await create(database, flow)
+    work = await at_work(database, parent.id)
+    child = await create(database, flow, parent=ParentLease(parent.id, work.lease.fence))
+    over = await cancel(database, child.id)
+    assert isinstance(over, FlowRun)
+    if of_parent in ("cancelling", "cancelled"):
+        await cancel(database, parent.id)
+    if of_parent in ("succeeded", "cancelled", "deleted"):
+        await finish(database, work.lease, work.execution_id, STOPPED if of_parent == "cancelled" else None)
+    if of_parent == "deleted":
+        await delete(database, parent.id)
+
+    again = await restart(database, over)
+
+    entry = await entry_of(database, child.id)
+    assert entry is not None
+    assert parent.id == again.parent_id
+    assert (parent.id if kept else None) == entry.parent_id
+
+
+async def test_a_run_of_an_archived_flow_is_restarted(database: Database) -> None:
+    """It runs the version that it ran, also when its lane was cleared away meanwhile."""
+    over = await ended(database, State.FAILED, labels=("gpu",))
+    newer = await register(database, description="newer")
+    assert newer.id != over.flow_id
+
+    def clear(tx: Transaction) -> None:
+        for table in (schema.lanes, schema.lane_labels):
+            tx.conn.execute(table.delete())
+
+    await database.run(clear)
+
+    again = await restart(database, over)
+
+    assert over.flow_id == again.flow_id
+    assert [again.id] == [grant.run.id for grant in await take(database)]
+
+
+async def test_children_follow_before_their_parent_goes_on(database: Database) -> None:
+    """A cancelled run is neither restarted nor deleted while children are still to be cancelled with it."""
+    flow = await register(database)
+    parent = await create(database, flow, policy=PolicyAsked(max_retries=1))
+    work = await at_work(database, parent.id)
+    under = ParentLease(parent.id, work.lease.fence)
+    child = await create(database, flow, parent=under)
+    loose = await create(database, flow, parent=under, policy=PolicyAsked(child_policy=ChildPolicy.ABANDON))
+    await finish(database, work.lease, work.execution_id, FAILED)
+    over = await cancel(database, parent.id)
+    assert isinstance(over, FlowRun)
+    assert State.CANCELLED is over.state
+    before = await everything(database)
+
+    for attempted in (restart(database, over), delete(database, parent.id)):
+        with pytest.raises(Unavailable) as refused:
+            await attempted
+        assert refused.value.retry_after() is not None
+    assert before == await everything(database)
+
+    await cancel_orphans(database, TENANT)
+    assert State.CANCELLED is (await run_of(database, child.id)).state
+    assert not (await run_of(database, loose.id)).final
+    over = await cancel(database, (await restart(database, over)).id)
+    assert isinstance(over, FlowRun)
+    assert await delete(database, parent.id)
+
+
+# Deleting
+
+
+async def test_a_deleted_run_leaves_only_its_key(database: Database, clock: FakeClock) -> None:
+    """Its steps, executions and log go with it; its key says when, its request id is free, its neighbours stay."""
+    flow = await register(database)
+    neighbour = await create(database, flow, idempotency_key="other", request_id="other")
+    await write_a_line(database, await at_work(database, neighbour.id))
+    kept = await everything(database)
+    run = await create(database, flow, idempotency_key="k", request_id="r")
+    work = await at_work(database, run.id)
+    await write_a_line(database, work)
+    await finish(database, work.lease, work.execution_id)
+    clock.advance(SECOND)
+
+    def deleting(tx: Transaction) -> tuple[bool, Hint]:
+        return operations.delete_flow_run(tx, TENANT, run.id), tx.hint
+
+    deleted, hint = await database.run(deleting)
+
+    assert deleted
+    assert ({run.id}, {run.id}) == (hint.moved, hint.written)
+    now = await everything(database)
+    (key,) = set(now["idempotency_keys"]) - set(kept["idempotency_keys"])
+    assert (run.id, clock.now()) == (key[4], key[-1])
+    assert {**kept, "idempotency_keys": now["idempotency_keys"]} == now
+    clock.advance(SECOND)
+    assert await delete(database, run.id) is False
+    assert now == await everything(database)
+
+
+async def test_a_live_run_is_not_deleted(database: Database) -> None:
+    """Whatever it is about; once it is final it may be."""
+    flow = await register(database)
+    waiting, offered, submitted, running, stopping = runs = [await create(database, flow) for _ in range(5)]
+    grants = {grant.run.id: grant.held.lease for grant in await take(database)}
+    await database.run(queue_operations.give_back, TENANT, [grants[waiting.id]], holder=HOLDER)
+    await accept(database, *(grants[each.id] for each in (submitted, running, stopping)))
+    await start(database, grants[running.id], ExecutionId(an_id()))
+    await cancel(database, stopping.id)
+    before = await everything(database)
+
+    present = []
+    for run in runs:
+        with pytest.raises(FlowRunLive) as refused:
+            await delete(database, run.id)
+        assert str(run.id) == refused.value.flow_run_id
+        present.append(refused.value.present)
+
+    assert ["SCHEDULED", "SCHEDULED", "SUBMITTED", "RUNNING", "CANCELLING"] == present
+    assert before == await everything(database)
+    await cancel(database, offered.id)
+    assert await delete(database, offered.id)
+
+
+async def test_nothing_is_known_of_a_deleted_run(database: Database) -> None:
+    """Whoever still works on it, writes its log, cancels, restarts or reads it is told that it is not there."""
+    run = await create(database, await register(database))
+    work = await at_work(database, run.id)
+    over = await finish(database, work.lease, work.execution_id)
+    assert isinstance(over, FlowRun)
+    await delete(database, run.id)
+    before = await everything(database)
+
+    writing = Writing(ProducerKey(run.id, work.lease.fence, SUPERVISOR), (), closed=True)
+    answers = [
+        await start(database, work.lease, work.execution_id),
+        await finish(database, work.lease, work.execution_id),
+        await cancel(database, run.id),
+        *await database.run(log_operations.write_logs, TENANT, [writing]),
+        (await database.read(operations.look_at_flow_runs, TENANT, {run.id: 4}))[run.id],
+    ]
+    (accepted,), (renewed,) = await accept(database, work.lease), await renew(database, work.lease)
+
+    assert [FlowRunNotFound] * 5 == [type(each) for each in answers]
+    assert [LeaseOutcome.LOST] * 2 == [accepted.outcome, renewed.outcome]
+    for read in (restart(database, over), run_of(database, run.id), list_steps(database, run.id)):
+        with pytest.raises(FlowRunNotFound):
+            await read
+    assert before == await everything(database)
+
+
+async def write_a_line(database: Database, work: AtWork) -> None:
+    """Write a line of that execution."""
+    writing = Writing(ProducerKey(work.lease.flow_run_id, work.lease.fence, SUPERVISOR), (a_line(1),))
+    assert [1] == await database.run(log_operations.write_logs, TENANT, [writing])
+
+
+async def list_steps(database: Database, flow_run_id: FlowRunId) -> list[Transition]:
+    return await database.read(operations.list_transitions, TENANT, flow_run_id, PositionPage(1))
+
+
 # Reading
 
 
@@ -821,6 +936,23 @@ async def test_steps_are_listed_in_pages(database: Database) -> None:
     ]
 
 
+async def test_another_tenants_run_does_not_exist(database: Database) -> None:
+    """It is neither read, cancelled, restarted nor deleted."""
+    run = await create(database, await register(database), idempotency_key="k")
+    await cancel(database, run.id)
+    other = TenantId(an_id())
+    before = await everything(database)
+
+    with pytest.raises(FlowRunNotFound):
+        await database.read(operations.get_flow_run, other, run.id)
+    assert await database.run(operations.delete_flow_run, other, run.id) is False
+    (refused,) = await database.run(operations.cancel_flow_runs, other, [Cancelling(run.id)])
+    assert isinstance(refused, FlowRunNotFound)
+    with pytest.raises(FlowRunNotFound):
+        await database.run(operations.restart_flow_run, other, Restarting(run.id, 2))
+    assert before == await everything(database)
+
+
 async def test_watched_runs_are_looked_at_together(database: Database) -> None:
     """Each run shows its own later steps, and itself once these show it final."""
     flow = await register(database)
@@ -831,23 +963,8 @@ async def test_watched_runs_are_looked_at_together(database: Database) -> None:
 
     async def look(versions: dict[FlowRunId, int]) -> dict[FlowRunId, tuple[list[int], bool]]:
         found = await database.read(operations.look_at_flow_runs, TENANT, versions)
-        return {each: ([step.version for step in steps], run is not None) for each, (steps, run) in found.items()}
+        shown = {each: sight for each, sight in found.items() if isinstance(sight, Sight)}
+        return {each: ([step.version for step in sight.steps], bool(sight.ended)) for each, sight in shown.items()}
 
     assert {waiting.id: ([1], False), ended: ([3, 4], True)} == await look({waiting.id: 0, ended: 2})
     assert {waiting.id: ([], False), ended: ([], True)} == await look({waiting.id: 1, ended: 4})
-
-
-async def test_tenants_see_nothing_of_each_other(database: Database, database_kind: Kind) -> None:
-    """Another tenant's run is not found, and its key makes a run of its own."""
-    flow = await register(database)
-    run = await create(database, flow, idempotency_key="k")
-    other = replace_tenant()
-
-    with pytest.raises(FlowRunNotFound):
-        await database.read(operations.get_flow_run, other, run.id)
-    (refused,) = await database.run(operations.create_flow_runs, other, [asked(flow, idempotency_key="k")])
-    assert isinstance(refused, FlowGroupNotFound)
-
-
-def replace_tenant() -> Any:
-    return an_id()

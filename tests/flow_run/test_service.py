@@ -1,26 +1,36 @@
 """FlowRunService over a real socket, on both databases."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
-import pytest
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from flowrun.v1 import flow_pb2, flow_run_pb2, lease_pb2
 from flowrun.v1 import flow_run_service_pb2 as pb
 from penstock.domain.flow import PolicyAsked
-from penstock.domain.flow_run import Failure, Succeeded
+from penstock.domain.flow_run import Cancelling, Failure, Succeeded
 from penstock.domain.ids import ExecutionId, FlowRunId
-from penstock.domain.limits import CONTEXT_BYTES_MAX, HELD_LEASE, PARAMETERS_BYTES_MAX, RESULT_BYTES_MAX
+from penstock.domain.limits import (
+    BATCH_CREATE_MAX,
+    CONTEXT_BYTES_MAX,
+    HELD_LEASE,
+    MESSAGE_BYTES_MAX,
+    PARAMETERS_BYTES_MAX,
+    RESULT_BYTES_MAX,
+)
 from penstock.domain.parameters import Parameter
-from penstock.storage.database import Database
+from penstock.flow_run import operations
+from penstock.storage.database import Database, Transaction
 from tests.flow_run.served import refused, serving
 from tests.queue.scenes import (
     SECOND,
+    TENANT,
     ask_to_stop,
     at_work,
+    cancel,
     create,
     everything,
     expire,
@@ -29,6 +39,8 @@ from tests.queue.scenes import (
     offer,
     register,
     release,
+    restart,
+    run_of,
     start,
 )
 from tests.support.builders import an_id
@@ -167,7 +179,7 @@ async def test_everything_wrong_with_a_creation_is_listed(database: Database) ->
         "request_id",
         "parameters_json",
         "context_json",
-        "labels.labels[0]",
+        "labels[0]",
         "policy.priority",
         "parent.flow_run_id",
         "parent.fence",
@@ -383,22 +395,6 @@ async def test_what_does_not_exist_is_not_found(database: Database) -> None:
     assert {"flow_run_id", "after_version"} == set(fields_of(invalid.violations))
 
 
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_what_is_not_served_yet_says_so(database: Database) -> None:
-    """UNIMPLEMENTED, whatever is asked."""
-    calls = {
-        "BatchCreateFlowRuns": pb.BatchCreateFlowRunsRequest(),
-        "GetFlowRunByKey": pb.GetFlowRunByKeyRequest(),
-        "CancelFlowRun": pb.CancelFlowRunRequest(),
-        "RestartFlowRun": pb.RestartFlowRunRequest(),
-        "DeleteFlowRun": pb.DeleteFlowRunRequest(),
-    }
-    async with serving(database) as process:
-        for name, request in calls.items():
-            refusal = await refused(getattr(process.flow_runs, name)(request))
-            assert grpc.StatusCode.UNIMPLEMENTED is refusal.code
-
-
 async def test_a_finished_run_is_told_and_the_watch_ends(database: Database) -> None:
     """From any version: the later steps once and in order, then the end with the run, then OK."""
     run = await create(database, await register(database))
@@ -518,3 +514,313 @@ async def test_run_configs_travel(database: Database) -> None:
 
     assert ["gpu"] == list(plain.flow_run.labels)
     assert ([], config) == (list(own.flow_run.labels), own.flow_run.run_config)
+
+
+async def test_a_run_is_cancelled_restarted_and_deleted(database: Database) -> None:
+    """Each by its rpc; every repeat is answered, and at the end only the key knows of it."""
+    flow = await register(database)
+    key = pb.GetFlowRunByKeyRequest(flow_id=str(flow.id), idempotency_key="k")
+
+    async with serving(database) as process:
+        rpc = process.flow_runs
+        created = await rpc.CreateFlowRun(pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key="k"))
+        run_id = created.flow_run.flow_run_id
+        cancels = [
+            (await rpc.CancelFlowRun(pb.CancelFlowRunRequest(flow_run_id=run_id, reason=reason))).flow_run
+            for reason in ("wrong day", "again")
+        ]
+        again = pb.RestartFlowRunRequest(flow_run_id=run_id, version=2, reason="right after all")
+        restarts = [(await rpc.RestartFlowRun(again)).flow_run for _ in range(2)]
+        found = await rpc.GetFlowRunByKey(key)
+        await rpc.CancelFlowRun(pb.CancelFlowRunRequest(flow_run_id=run_id))
+        steps = await rpc.ListTransitions(pb.ListTransitionsRequest(flow_run_id=run_id))
+        deletes = [(await rpc.DeleteFlowRun(pb.DeleteFlowRunRequest(flow_run_id=run_id))).deleted for _ in range(2)]
+        kept = await rpc.GetFlowRunByKey(key)
+        repeated = await rpc.CreateFlowRun(pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key="k"))
+
+    assert cancels[0] == cancels[1]
+    assert (S.FLOW_RUN_STATE_CANCELLED, 2) == (cancels[0].state, cancels[0].version)
+    assert restarts[0] == restarts[1] == found.flow_run
+    assert (S.FLOW_RUN_STATE_SCHEDULED, 3, 2) == (restarts[0].state, restarts[0].version, restarts[0].attempt)
+    assert not found.HasField("delete_time")
+    assert ["", "wrong day", "right after all", ""] == [each.message for each in steps.transitions]
+    assert [True, False] == deletes
+    assert flow_run_pb2.FlowRun(flow_run_id=run_id) == kept.flow_run == repeated.flow_run
+    assert kept.HasField("delete_time")
+    assert (False, kept.delete_time) == (repeated.created, repeated.delete_time)
+
+
+async def test_moves_are_refused_by_name(database: Database) -> None:
+    """What is not there, live, or has gone on: code, reason and about what; all that is wrong with a call at once."""
+    flow = await register(database)
+    live = str((await create(database, flow)).id)
+    over = str((await create(database, flow)).id)
+    await cancel(database, FlowRunId(UUID(over)))
+    await restart(database, await run_of(database, FlowRunId(UUID(over))))
+    await cancel(database, FlowRunId(UUID(over)))
+    again, start_time = pb.RestartFlowRunRequest, timestamp_pb2.Timestamp(seconds=1)
+
+    async with serving(database) as process:
+        rpc = process.flow_runs
+        refusals = [
+            await refused(rpc.CancelFlowRun(pb.CancelFlowRunRequest(flow_run_id=NOBODY))),
+            await refused(rpc.RestartFlowRun(again(flow_run_id=NOBODY, version=1))),
+            await refused(rpc.RestartFlowRun(again(flow_run_id=live, version=1))),
+            await refused(rpc.RestartFlowRun(again(flow_run_id=over, version=3))),
+            await refused(rpc.DeleteFlowRun(pb.DeleteFlowRunRequest(flow_run_id=live))),
+            await refused(
+                rpc.GetFlowRunByKey(pb.GetFlowRunByKeyRequest(flow_group_id=str(flow.group_id), idempotency_key="k"))
+            ),
+        ]
+        invalid = [
+            await refused(rpc.CancelFlowRun(pb.CancelFlowRunRequest(flow_run_id="x", reason="r" * 1_001))),
+            await refused(
+                rpc.RestartFlowRun(
+                    again(
+                        reason="\0",
+                        scheduled_start_time=start_time,
+                        start_delay=duration_pb2.Duration(seconds=-1),
+                    )
+                )
+            ),
+            await refused(rpc.DeleteFlowRun(pb.DeleteFlowRunRequest())),
+            await refused(rpc.GetFlowRunByKey(pb.GetFlowRunByKeyRequest())),
+        ]
+
+    assert [
+        (grpc.StatusCode.NOT_FOUND, "FLOW_RUN_NOT_FOUND"),
+        (grpc.StatusCode.NOT_FOUND, "FLOW_RUN_NOT_FOUND"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "FLOW_RUN_LIVE"),
+        (grpc.StatusCode.ABORTED, "VERSION_STALE"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "FLOW_RUN_LIVE"),
+        (grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND"),
+    ] == [(each.code, each.reason) for each in refusals]
+    assert {"flow_run_id": live, "present": "SCHEDULED"} == refusals[2].metadata == refusals[4].metadata
+    assert {"flow_run_id": over, "version": "3", "present": "4"} == refusals[3].metadata
+    assert {"idempotency_key": "k", "target": f"flow group {flow.group_id}"} == refusals[5].metadata
+    assert [
+        {"flow_run_id", "reason"},
+        {"flow_run_id", "version", "reason", "start_delay"},
+        {"flow_run_id"},
+        {"target", "idempotency_key"},
+    ] == [set(fields_of(each.violations)) for each in invalid]
+
+
+async def test_cancels_that_arrive_together_are_answered_alike(database: Database) -> None:
+    """However many, one of them decides."""
+    run = await create(database, await register(database))
+    await at_work(database, run.id)
+    request = pb.CancelFlowRunRequest(flow_run_id=str(run.id))
+
+    async with serving(database) as process:
+        answers = await asyncio.gather(*(process.flow_runs.CancelFlowRun(request) for _ in range(20)))
+
+    assert {(S.FLOW_RUN_STATE_CANCELLING, 4)} == {(each.flow_run.state, each.flow_run.version) for each in answers}
+
+
+async def test_a_start_delay_counts_from_the_creation(database: Database, clock: FakeClock) -> None:
+    """By the database's clock alone; a time and a delay together are refused, and so is what lies out of range."""
+    flow = await register(database)
+    clock.advance(timedelta(days=1))
+    longest = duration_pb2.Duration(seconds=3_650 * 86_400)
+    beyond = duration_pb2.Duration(seconds=3_650 * 86_400, nanos=1_000)
+    now = timestamp_pb2.Timestamp(seconds=1)
+    far = timestamp_pb2.Timestamp(seconds=253_402_300_800)  # the first second of year 10000
+
+    def asking(**fields: Any) -> pb.CreateFlowRunRequest:
+        return pb.CreateFlowRunRequest(flow_id=str(flow.id), **fields)
+
+    async with serving(database) as process:
+        create_flow_run = process.flow_runs.CreateFlowRun
+        delayed = (await create_flow_run(asking(start_delay=longest))).flow_run
+        refusals = [
+            await refused(create_flow_run(asking(start_delay=beyond))),
+            await refused(create_flow_run(asking(start_delay=duration_pb2.Duration(nanos=-1_000)))),
+            await refused(create_flow_run(asking(start_delay=longest, scheduled_start_time=now))),
+            await refused(create_flow_run(asking(scheduled_start_time=far))),
+        ]
+
+    assert clock.now() + timedelta(days=3_650) == delayed.scheduled_start_time.ToDatetime(tzinfo=UTC)
+    assert [["start_delay"]] * 3 + [["scheduled_start_time"]] == [fields_of(each.violations) for each in refusals]
+    assert "is given beside scheduled_start_time; give one of them" == refusals[2].violations[0].description
+
+
+async def test_parameters_keep_their_digits(database: Database) -> None:
+    """Every default stands on the run, and every number as it was written; what is no JSON number is refused."""
+    declared = [Parameter(name, default_json=text) for name, text in (("a", "0"), ("b", '""'), ("c", "false"))]
+    flow = await register(database, parameters=(*declared, Parameter("d", default_json="null"), Parameter("n")))
+    written = ("2", "2.0", "9007199254740993", "-0", "1e2", "0.1000")
+
+    async with serving(database) as process:
+        kept = []
+        for number in written:
+            created = await process.flow_runs.CreateFlowRun(
+                pb.CreateFlowRunRequest(flow_id=str(flow.id), parameters_json=f'{{"n": {number}}}')
+            )
+            kept.append(created.flow_run.parameters_json)
+        refusals = [
+            await refused(
+                process.flow_runs.CreateFlowRun(
+                    pb.CreateFlowRunRequest(flow_id=str(flow.id), parameters_json=f'{{"n": {number}}}')
+                )
+            )
+            for number in ("NaN", "Infinity", "-Infinity", "1e400", "0x1")
+        ]
+
+    assert [f'{{"a":0,"b":"","c":false,"d":null,"n":{number}}}' for number in written] == kept
+    assert [(grpc.StatusCode.INVALID_ARGUMENT, ["parameters_json"])] * 5 == [
+        (each.code, fields_of(each.violations)) for each in refusals
+    ]
+
+
+async def test_a_watch_of_a_run_that_is_deleted_ends(database: Database) -> None:
+    """With FLOW_RUN_NOT_FOUND, in every watcher, even if its end was never seen."""
+    run = await create(database, await register(database))
+    request = pb.WatchFlowRunRequest(flow_run_id=str(run.id))
+
+    def ending(tx: Transaction) -> None:
+        operations.cancel_flow_runs(tx, TENANT, [Cancelling(run.id)])
+        operations.delete_flow_run(tx, TENANT, run.id)
+
+    async with serving(database) as process:
+        watches = [process.flow_runs.WatchFlowRun(request) for _ in range(2)]
+        seen = [await each.read() for each in watches]
+        await database.run(ending)
+        refusals = [await refused(each) for each in watches]
+        late = await refused(process.flow_runs.WatchFlowRun(request))
+
+    assert [1, 1] == versions_in(seen)
+    assert [(grpc.StatusCode.NOT_FOUND, "FLOW_RUN_NOT_FOUND", {"flow_run_id": str(run.id)})] * 3 == [
+        (each.code, each.reason, each.metadata) for each in (*refusals, late)
+    ]
+
+
+async def test_a_batch_is_created_item_by_item(database: Database) -> None:
+    """One outcome each, in order: what is wrong with one item is its own matter, and its run is told in short."""
+    flow, archived = await register(database), await register(database, name="old")
+    await register(database, name="old", description="newer")
+    make = pb.CreateFlowRunRequest
+    items = [
+        make(
+            flow_id=str(flow.id), idempotency_key="k", context_json='{"a":1}', labels=flow_run_pb2.Labels(labels=["x"])
+        ),
+        make(flow_id=str(flow.id), parameters_json='{"nobody":1,"asked":2}'),
+        make(name="\0", parameters_json="["),
+        make(flow_id=str(archived.id)),
+        make(flow_id=str(flow.id), idempotency_key="k"),
+        make(flow_id=str(flow.id), idempotency_key="k", key_reuse=pb.KEY_REUSE_REFUSE_IF_DIFFERENT),
+        make(flow_id=str(flow.id), name="last"),
+    ]
+
+    async with serving(database) as process:
+        answer = await process.flow_runs.BatchCreateFlowRuns(pb.BatchCreateFlowRunsRequest(requests=items))
+        run_id = answer.outcomes[0].response.flow_run.flow_run_id
+        whole = (await process.flow_runs.GetFlowRun(pb.GetFlowRunRequest(flow_run_id=run_id))).flow_run
+
+    outcomes = answer.outcomes
+    kinds = [each.WhichOneof("outcome") for each in outcomes]
+    assert ["response", "refusal", "refusal", "refusal", "response", "refusal", "response"] == kinds
+    assert [True, False, True] == [outcomes[index].response.created for index in (0, 4, 6)]
+    assert run_id == outcomes[4].response.flow_run.flow_run_id
+    assert ["context", "labels"] == list(outcomes[4].response.differing_fields)
+    for field in ("parameters_json", "context_json", "labels", "run_config", "policy", "idempotency_key"):
+        whole.ClearField(field)
+    whole.trace_context.clear()
+    assert whole == outcomes[0].response.flow_run
+    assert "last" == outcomes[6].response.flow_run.name
+    told = [(grpc_code(each.refusal.code), each.refusal.reason) for each in outcomes if each.HasField("refusal")]
+    assert [
+        (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "FLOW_ARCHIVED"),
+        (grpc.StatusCode.ALREADY_EXISTS, "KEY_REUSED"),
+    ] == told
+    assert all(name in outcomes[1].refusal.message for name in ("'nobody'", "'asked'"))
+    assert all(f"{field}: " in outcomes[2].refusal.message for field in ("target", "name", "parameters_json"))
+    assert str(archived.id) == outcomes[3].refusal.metadata["flow_id"]
+    assert run_id == outcomes[5].refusal.metadata["flow_run_id"]
+
+
+def grpc_code(number: int) -> grpc.StatusCode:
+    return next(code for code in grpc.StatusCode if code.value[0] == number)
+
+
+async def test_a_batch_holds_one_to_a_thousand(database: Database) -> None:
+    """None and one too many are refused as a whole, and nothing is written."""
+    flow = await register(database)
+    before = await everything(database)
+    item = pb.CreateFlowRunRequest(flow_id=str(flow.id))
+
+    async with serving(database) as process:
+        refusals = [
+            await refused(process.flow_runs.BatchCreateFlowRuns(pb.BatchCreateFlowRunsRequest(requests=[item] * count)))
+            for count in (0, BATCH_CREATE_MAX + 1)
+        ]
+
+    assert [["requests"]] * 2 == [fields_of(each.violations) for each in refusals]
+    assert before == await everything(database)
+
+
+async def test_the_largest_batch_is_answered_in_one_message(database: Database) -> None:
+    """A thousand outcomes fit, whatever their names, created or refused; the retry of a batch completes it."""
+    long = "\N{CUNEIFORM SIGN A}" * 255
+    flow = await register(database, name=long, labels=("x" * 255,))
+
+    def item(number: int, **fields: Any) -> pb.CreateFlowRunRequest:
+        key = f"{number:04}" + long[4:]
+        return pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key=key, name=long, **fields)
+
+    items = [item(number) for number in range(BATCH_CREATE_MAX)]
+    strict = [
+        item(number, context_json='{"a":1}', key_reuse=pb.KEY_REUSE_REFUSE_IF_DIFFERENT)
+        for number in range(BATCH_CREATE_MAX)
+    ]
+
+    async with serving(database) as process:
+        batch = process.flow_runs.BatchCreateFlowRuns
+        half = await batch(pb.BatchCreateFlowRunsRequest(requests=items[: BATCH_CREATE_MAX // 2]))
+        whole = await batch(pb.BatchCreateFlowRunsRequest(requests=items))
+        refusals = await batch(pb.BatchCreateFlowRunsRequest(requests=strict))
+
+    created = [each.response.created for each in whole.outcomes]
+    assert [False] * (BATCH_CREATE_MAX // 2) + [True] * (BATCH_CREATE_MAX // 2) == created
+    ids = [each.response.flow_run.flow_run_id for each in whole.outcomes]
+    assert BATCH_CREATE_MAX == len(set(ids))
+    assert [each.response.flow_run.flow_run_id for each in half.outcomes] == ids[: BATCH_CREATE_MAX // 2]
+    assert ids == [each.refusal.metadata["flow_run_id"] for each in refusals.outcomes]
+    assert max(whole.ByteSize(), refusals.ByteSize()) < MESSAGE_BYTES_MAX
+    assert BATCH_CREATE_MAX == len((await everything(database))["queue_entries"])
+
+
+async def test_items_beyond_what_may_wait_are_refused_by_themselves(database: Database) -> None:
+    """OVERLOADED is an outcome as any other; the retry completes the batch."""
+    flow = await register(database)
+    items = [pb.CreateFlowRunRequest(flow_id=str(flow.id), idempotency_key=f"k{number}") for number in range(5)]
+
+    async with serving(database, creations_waiting_max=3) as process:
+        batch = process.flow_runs.BatchCreateFlowRuns
+        first = await batch(pb.BatchCreateFlowRunsRequest(requests=items))
+        second = await batch(pb.BatchCreateFlowRunsRequest(requests=items[3:]))
+
+    assert ["", "", "", "OVERLOADED", "OVERLOADED"] == [each.refusal.reason for each in first.outcomes]
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED is grpc_code(first.outcomes[4].refusal.code)
+    assert [True, True] == [each.response.created for each in second.outcomes]
+
+
+async def test_a_batch_bears_the_callers_trace(database: Database) -> None:
+    """Every run of it, where there is one; else each has one of its own."""
+    flow = await register(database)
+    request = pb.BatchCreateFlowRunsRequest(requests=[pb.CreateFlowRunRequest(flow_id=str(flow.id))] * 2)
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"),)
+
+    async with serving(database) as process:
+        traced = await process.flow_runs.BatchCreateFlowRuns(request, metadata=metadata)
+        untraced = await process.flow_runs.BatchCreateFlowRuns(request)
+
+    async def traces(answer: pb.BatchCreateFlowRunsResponse) -> list[str]:
+        ids = [FlowRunId(UUID(each.response.flow_run.flow_run_id)) for each in answer.outcomes]
+        return [(await run_of(database, each)).traceparent.split("-")[1] for each in ids]
+
+    assert [trace_id] * 2 == await traces(traced)
+    assert 2 == len(set(await traces(untraced)) - {trace_id})

@@ -48,7 +48,9 @@ async def ends(database: Database, run: FlowRun) -> tuple[ProducerEnd, ...]:
 async def tail(database: Database, flow_run_id: FlowRunId, after: int = 0) -> TailPage:
     """What a tail of that run is shown next."""
     pages = await database.read(operations.tail_pages, TENANT, {flow_run_id: after})
-    return pages.get(flow_run_id, TailPage())
+    page = pages.get(flow_run_id, TailPage())
+    assert isinstance(page, TailPage), page
+    return page
 
 
 async def test_repeats_are_stored_once(database: Database) -> None:
@@ -274,10 +276,11 @@ async def test_tails_are_looked_up_together(database: Database) -> None:
     pages = await database.read(operations.tail_pages, TENANT, asked)
 
     assert {one.id, other.id, NOBODY} == pages.keys()
-    assert contents(pages[one.id].lines) == ["line 2", "line 3"]
-    assert contents(pages[other.id].lines) == ["line 1", "line 2"]
-    assert isinstance(pages[NOBODY].end, FlowRunNotFound)
-    assert [pages[one.id].end, pages[other.id].end] == [None, None]
+    shown = {flow_run_id: page for flow_run_id, page in pages.items() if isinstance(page, TailPage)}
+    assert contents(shown[one.id].lines) == ["line 2", "line 3"]
+    assert contents(shown[other.id].lines) == ["line 1", "line 2"]
+    assert [shown[one.id].end, shown[other.id].end] == [None, None]
+    assert isinstance(pages[NOBODY], FlowRunNotFound)
 
 
 async def test_a_tail_ends_when_the_run_is_final_and_every_producer_closed(database: Database) -> None:

@@ -21,6 +21,7 @@ from flowrun.v1.log_service_pb2_grpc import LogServiceStub, add_LogServiceServic
 from penstock.domain.flow_run import FlowRun
 from penstock.domain.ids import FlowRunId
 from penstock.domain.limits import LOG_LINE_BYTES_MAX, MESSAGE_BYTES_MAX, TAIL_GRACE
+from penstock.flow_run.operations import delete_flow_run
 from penstock.log import operations
 from penstock.log.service import LogServicer, Tails, look
 from penstock.runtime.channel import open_channel
@@ -274,6 +275,25 @@ async def test_a_tail_replays_then_follows_then_ends(database: Database) -> None
         rest[-1].end.version,
         list(rest[-1].end.producers),
     )
+
+
+async def test_a_tail_of_a_run_that_is_deleted_ends(database: Database) -> None:
+    """With FLOW_RUN_NOT_FOUND, for everybody, while it waited for more; and no more is written."""
+    run = await a_started_run(database)
+
+    async with serving(database) as service:
+        await service.stub.WriteLogs(writing(run, numbered(3)))
+        streams = [service.stub.TailLogs(pb.TailLogsRequest(flow_run_id=str(run.id))) for _ in range(2)]
+        seen = [await read_until(each, has_position(3)) for each in streams]
+        await finish(database, run)
+        assert await database.run(delete_flow_run, TENANT, run.id)
+        refusals = [await refused(each) for each in streams]
+        late = await refused(service.stub.WriteLogs(writing(run, numbered(1, first=4))))
+
+    assert [["line 1", "line 2", "line 3"]] * 2 == [texts(each) for each in seen]
+    assert [(grpc.StatusCode.NOT_FOUND, "FLOW_RUN_NOT_FOUND")] * 3 == [
+        (each.code, each.reason) for each in (*refusals, late)
+    ]
 
 
 async def test_a_tail_resumed_at_any_cursor_misses_and_repeats_nothing(database: Database) -> None:

@@ -41,6 +41,7 @@ from penstock.domain.limits import DECLINED_DELAY, HELD_LEASE, OFFER_LEASE, PRIO
 from penstock.domain.state import FINAL, State
 from penstock.flow_run import flow_operations
 from penstock.flow_run import operations as flow_run_operations
+from penstock.flow_run.creation import create_flow_runs
 from penstock.flow_run.flow_operations import FreshIds
 from penstock.flow_run.operations import Started
 from penstock.keeper.expired_leases import expire_leases
@@ -176,7 +177,7 @@ class Leases(RuleBasedStateMachine):
         policy = PolicyAsked(priority=priority, max_retries=retries, max_lost_restarts=losses)
         due = self.clock.now() + later * SECOND
         creation = a_creation(target=FlowTarget(self.flow.id), policy=policy, scheduled_start_time=due)
-        (created,) = self.do(flow_run_operations.create_flow_runs, [creation])
+        (created,) = self.do(create_flow_runs, [creation])
         assert isinstance(created, Created)
         self.runs[creation.flow_run_id] = Run(creation.flow_run_id, priority, retries, losses, due)
 
@@ -201,6 +202,22 @@ class Leases(RuleBasedStateMachine):
             assert Lease(run.id, run.fence) == grant.held.lease
             assert grant.held.lease not in self.granted, "a fence came back"
             self.granted.append(grant.held.lease)
+
+    @precondition(lambda machine: bool(machine.runs))
+    @rule(which=RECENT)
+    def take_by_name(self, which: int) -> None:
+        now = self.clock.now()
+        run = list(self.runs.values())[-1 - which % len(self.runs)]
+        ran_out = run.phase is Phase.OFFERED and run.expiry is not None and run.expiry <= now
+        work = queue_operations.offer_flow_run
+        if not (run.due <= now and (run.phase is Phase.WAITING or ran_out)):
+            assert self.unchanged(work, run.id, holder=HOLDER, ttl=OFFER_LEASE) is None
+            return
+        grant = self.do(work, run.id, holder=HOLDER, ttl=OFFER_LEASE)
+        run.phase, run.fence, run.expiry, run.holder = Phase.OFFERED, run.fence + 1, now + OFFER_LEASE, HOLDER
+        assert Lease(run.id, run.fence) == grant.held.lease
+        assert grant.held.lease not in self.granted, "a fence came back"
+        self.granted.append(grant.held.lease)
 
     @precondition(some_lease)
     @rule(which=RECENT, agent=st.sampled_from((AGENT, OTHER_AGENT)))

@@ -12,12 +12,14 @@ from penstock.domain.agent import Releasing
 from penstock.domain.errors import Refusal
 from penstock.domain.flow import Flow
 from penstock.domain.flow_run import (
+    Cancelling,
     Created,
     Creation,
     Finishing,
     FlowRun,
     FlowTarget,
     Outcome,
+    Restarting,
     Starting,
     Stopped,
     Succeeded,
@@ -39,7 +41,7 @@ from penstock.domain.lease import Change, Entry, Lease, LeaseOutcome, LeaseResul
 from penstock.domain.limits import HELD_LEASE, OFFER_LEASE
 from penstock.domain.queries import PositionPage
 from penstock.domain.state import Cause, State
-from penstock.flow_run import flow_operations
+from penstock.flow_run import creation, flow_operations
 from penstock.flow_run import operations as flow_run_operations
 from penstock.flow_run.flow_operations import FreshIds
 from penstock.flow_run.operations import Started
@@ -79,7 +81,7 @@ async def register(database: Database, **fields: Any) -> Flow:
 
 async def attempt(database: Database, *creations: Creation) -> list[Created | Refusal]:
     """Ask for runs in one transaction; one outcome each."""
-    return await database.run(flow_run_operations.create_flow_runs, TENANT, creations)
+    return await database.run(creation.create_flow_runs, TENANT, creations)
 
 
 async def create(database: Database, flow: Flow, **fields: Any) -> FlowRun:
@@ -143,6 +145,22 @@ async def finish(
     finishing = Finishing(lease.flow_run_id, lease.fence, execution_id, outcome or Succeeded())
     (finished,) = await database.run(flow_run_operations.finish_flow_runs, TENANT, [finishing])
     return finished
+
+
+async def cancel(database: Database, flow_run_id: FlowRunId, reason: str = "") -> FlowRun | Refusal:
+    cancelling = Cancelling(flow_run_id, reason)
+    (answer,) = await database.run(flow_run_operations.cancel_flow_runs, TENANT, [cancelling])
+    return answer
+
+
+async def restart(database: Database, run: FlowRun, **fields: Any) -> FlowRun:
+    """Another attempt of that run, which ended with its version."""
+    restarting = Restarting(run.id, **({"version": run.version} | fields))
+    return await database.run(flow_run_operations.restart_flow_run, TENANT, restarting)
+
+
+async def delete(database: Database, flow_run_id: FlowRunId) -> bool:
+    return await database.run(flow_run_operations.delete_flow_run, TENANT, flow_run_id)
 
 
 async def expire(database: Database) -> int:

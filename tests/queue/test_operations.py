@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.domain.agent import AgentHello, Releasing
+from penstock.domain.agent import AgentHello, Joined, Releasing
 from penstock.domain.flow import PolicyAsked
 from penstock.domain.flow_run import FlowRun
 from penstock.domain.ids import AgentId, ExecutionId, FlowRunId, LaneId, ProcessId, StreamId
@@ -599,7 +599,7 @@ async def test_a_renewal_waits_for_an_end_and_sees_it(database: Database) -> Non
 # Agents
 
 
-async def join(database: Database, hello: AgentHello, stream_id: StreamId) -> list[Lease]:
+async def join(database: Database, hello: AgentHello, stream_id: StreamId) -> Joined:
     return await database.run(operations.join, TENANT, hello, stream_id)
 
 
@@ -614,11 +614,40 @@ async def test_who_joins_hears_what_is_over(database: Database, clock: FakeClock
 
     over = await join(database, a_hello(OTHER_AGENT, held=said), StreamId(an_id()))
 
-    assert [lost, offered] == over
+    assert Joined(lost=(lost, offered)) == over
     entry = await entry_of(database, running.lease.flow_run_id)
     assert entry is not None
     assert (OTHER_AGENT, running.lease.fence) == (entry.holder, entry.fence)
-    assert [] == await join(database, a_hello(), StreamId(an_id()))
+    assert Joined() == await join(database, a_hello(), StreamId(an_id()))
+
+
+async def test_who_joins_hears_what_shall_stop(database: Database) -> None:
+    """In the same breath, so that a stream that was opened anew loses no time."""
+    flow = await register(database)
+    stopping, running = [await held(database, (await create(database, flow)).id) for _ in range(2)]
+    await ask_to_stop(database, stopping)
+
+    judged = await join(database, a_hello(held=(stopping, running)), StreamId(an_id()))
+
+    assert Joined(stopping=(stopping,)) == judged
+
+
+async def test_what_shall_stop_is_asked_by_holder(database: Database) -> None:
+    """For many agents at once; neither what goes on nor what has stopped is named."""
+    flow = await register(database)
+    mine, going_on, stopped = [await held(database, (await create(database, flow)).id) for _ in range(3)]
+    other = await offer(database, (await create(database, flow)).id)
+    await accept(database, other, agent_id=OTHER_AGENT)
+    for lease in (mine, stopped, other):
+        await ask_to_stop(database, lease)
+    await release(database, stopped)
+
+    both = await database.read(operations.stopping, TENANT, [AGENT, OTHER_AGENT])
+
+    assert {AGENT: [mine], OTHER_AGENT: [other]} == both
+    assert {OTHER_AGENT: [other]} == await database.read(operations.stopping, TENANT, [OTHER_AGENT])
+    assert {} == await database.read(operations.stopping, TENANT, [])
+    assert mine.flow_run_id != going_on.flow_run_id
 
 
 async def test_a_newer_stream_replaces_the_older(database: Database, clock: FakeClock) -> None:

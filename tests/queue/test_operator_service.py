@@ -60,7 +60,6 @@ async def test_what_is_not_served_yet_says_so(database: Database) -> None:
         "DeleteDrain": pb.DeleteDrainRequest(),
         "PauseFlowGroup": pb.PauseFlowGroupRequest(),
         "ResumeFlowGroup": pb.ResumeFlowGroupRequest(),
-        "ExplainFlowRun": pb.ExplainFlowRunRequest(),
     }
     async with serving(database) as process:
         for name, request in calls.items():

@@ -1,24 +1,19 @@
 """QueueService over a real socket, on both databases."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import grpc
 import pytest
-from sqlalchemy import text
 
 from flowrun.v1 import lease_pb2
 from flowrun.v1 import queue_service_pb2 as pb
 from flowrun.v1.operator_service_pb2 import ListAgentsRequest
-from penstock.domain.flow import Flow
-from penstock.domain.flow_run import FlowRun, GroupTarget
-from penstock.domain.ids import FlowRunId
-from penstock.domain.lease import Lease, Phase
+from penstock.domain.flow_run import GroupTarget
+from penstock.domain.lease import Phase
 from penstock.domain.limits import HELD_LEASE, LEASES_PER_CALL_MAX, MESSAGE_BYTES_MAX, OFFER_LEASE
-from penstock.storage.database import Database, Transaction
+from penstock.storage.database import Database
 from penstock.wire.errors import Explained
 from tests.queue.scenes import (
     SECOND,
@@ -34,65 +29,23 @@ from tests.queue.scenes import (
     register,
     release,
 )
-from tests.queue.served import Agent, refused, serving
-from tests.storage.gate import Gate
+from tests.queue.served import (
+    Agent,
+    due_runs,
+    phases,
+    queue_locked,
+    refused,
+    serving,
+    to_proto,
+    until,
+    until_blocked,
+)
 from tests.support.builders import a_creation
 from tests.support.fake_clock import FakeClock
 
 NOBODY = str(UUID(int=1))
 SOON = timedelta(milliseconds=50)
 OUTCOME = lease_pb2.LeaseOutcome
-
-
-async def due_runs(database: Database, count: int, *labels: str, flow: Flow | None = None) -> list[FlowRun]:
-    flow = flow or await register(database)
-    return [await create(database, flow, labels=labels) for _ in range(count)]
-
-
-def to_proto(lease: Lease) -> lease_pb2.Lease:
-    return lease_pb2.Lease(flow_run_id=str(lease.flow_run_id), fence=lease.fence)
-
-
-async def phases(database: Database, *offers: lease_pb2.Offer) -> list[Phase | None]:
-    entries = [await entry_of(database, FlowRunId(UUID(each.lease.flow_run_id))) for each in offers]
-    return [entry.phase if entry else None for entry in entries]
-
-
-@contextlib.asynccontextmanager
-async def queue_locked(database: Database) -> AsyncIterator[None]:
-    """While it lasts nobody else can write to the queue or to the agents."""
-    gate = Gate()
-
-    def lock(tx: Transaction) -> None:
-        if tx.conn.dialect.name == "postgresql":
-            tx.conn.execute(text("LOCK TABLE queue_entries, agents IN EXCLUSIVE MODE"))
-        gate.stop_here()
-
-    locking = asyncio.create_task(database.run(lock))
-    await gate.reached()
-    try:
-        yield
-    finally:
-        gate.open()
-        await locking
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            if reached():
-                return
-            await asyncio.sleep(0.01)
-
-
-async def until_blocked(database: Database) -> None:
-    """Until somebody waits for `queue_locked`."""
-    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    async with asyncio.timeout(20):
-        while database.engine.dialect.name == "postgresql":
-            if await database.read(lambda tx: tx.conn.execute(waiting).scalar_one()):
-                return
-            await asyncio.sleep(0.01)
 
 
 # Hello
@@ -668,12 +621,3 @@ async def test_as_many_leases_as_a_call_may_name(database: Database) -> None:
         {"leases[0].flow_run_id", "leases[0].fence"},
         {"releases"},
     ] == fields
-
-
-@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-async def test_what_is_not_served_yet_says_so(database: Database) -> None:
-    """UNIMPLEMENTED, whatever is asked."""
-    async with serving(database) as process:
-        refusal = await refused(process.queue.LeaseFlowRuns(pb.LeaseFlowRunsRequest()))
-
-    assert grpc.StatusCode.UNIMPLEMENTED is refusal.code

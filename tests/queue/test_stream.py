@@ -12,6 +12,7 @@ from penstock.domain.agent import AgentHello
 from penstock.domain.errors import AgentSilent, InvalidRequest, Unavailable
 from penstock.domain.ids import AgentId, FlowRunId, StreamId
 from penstock.domain.lease import HeldLease, Lease
+from penstock.domain.limits import STOPS_WAITING_MAX
 from penstock.queue.stream import AgentStream
 from tests.queue.scenes import TENANT
 from tests.support.builders import an_id
@@ -145,3 +146,48 @@ async def test_what_does_not_belong_there_is_refused(stream: AgentStream) -> Non
         stream.hear(said(hello=pb.Hello()))
     with pytest.raises(InvalidRequest):
         stream.hear(said())
+
+
+async def test_what_shall_stop_is_told_once(stream: AgentStream) -> None:
+    """In order, behind signs of life and before offers; what shall stop no longer is forgotten, and told anew."""
+    first, second, third = (Lease(FlowRunId(an_id()), fence) for fence in (1, 2, 3))
+    stream.hear(credit(1))
+    stream.offer(some_offers(1))
+    stream.stop([first, second])
+    stream.stop([first, second])
+    stream.hear(beat(1))
+
+    heard = [await told(stream) for _ in range(4)]
+    stream.stop([second, third])
+    stream.stop([first, second])
+    heard += [await told(stream) for _ in range(2)]
+
+    assert ["heartbeat", 1, 2, "offers", 3, 1] == heard
+
+
+async def test_a_stalled_reader_piles_up_no_stops(stream: AgentStream) -> None:
+    """So many wait and no more; the others are told when there is room again, none twice."""
+    leases = [Lease(FlowRunId(an_id()), number) for number in range(1, STOPS_WAITING_MAX + 11)]
+    for _ in range(3):
+        stream.stop(leases)
+    heard = [await told(stream) for _ in range(STOPS_WAITING_MAX)]
+    waiting = asyncio.create_task(told(stream))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+
+    stream.stop(leases)
+    heard += [await waiting, *[await told(stream) for _ in range(9)]]
+
+    assert [each.fence for each in leases] == heard
+    stream.stop([*leases, Lease(FlowRunId(an_id()), 1)])
+    stream.close()
+    assert await stream.next_message() is None
+
+
+async def told(stream: AgentStream) -> int | str | None:
+    """The fence of what it is told to stop, else the kind of the message."""
+    async with asyncio.timeout(20):
+        message = await stream.next_message()
+    assert message is not None
+    stream.written(message)
+    return message.stop.lease.fence if message.HasField("stop") else message.WhichOneof("message")

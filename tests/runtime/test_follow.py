@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from penstock.domain.errors import Overloaded, Unavailable
+from penstock.domain.errors import FlowRunNotFound, Overloaded, Refusal, Unavailable
 from penstock.domain.ids import FlowRunId
 from penstock.runtime.follow import Follower, Page
 
@@ -29,6 +29,7 @@ class History:
         self.ended: set[FlowRunId] = set()
         self.looks: list[dict[FlowRunId, int]] = []
         self.failing: dict[FlowRunId, Exception] = {}
+        self.gone: dict[FlowRunId, Refusal] = {}
         self._page_items = page_items
 
     async def look(self, cursors: Mapping[FlowRunId, int]) -> Mapping[FlowRunId, Page[str, str]]:
@@ -39,6 +40,8 @@ class History:
         return {run_id: self._page(run_id, cursor) for run_id, cursor in cursors.items()}
 
     def _page(self, run_id: FlowRunId, cursor: int) -> Page[str, str]:
+        if run_id in self.gone:
+            return Page(refusal=self.gone[run_id])
         behind = list(enumerate(self.items[run_id], start=1))[cursor:]
         page = behind[: self._page_items]
         return Page(page, "the end" if run_id in self.ended and len(page) == len(behind) else None)
@@ -304,6 +307,27 @@ async def test_a_run_that_cannot_be_read_fails_alone() -> None:
 
     assert isinstance(broken, KeyError)
     assert Page([(1, "b")]) == whole
+
+
+async def test_what_is_gone_is_refused_to_everybody_who_follows_it() -> None:
+    """Each is refused by itself, also who was busy with a page when it was found out; others follow on."""
+    history = History()
+    history.items = {A: ["a"], B: ["b"]}
+    async with following(history) as follower:
+        busy = follower.follow(A, after=0)
+        await anext(busy)
+        waiting = [next_of(follower.follow(A, after=1)) for _ in range(2)]
+        await settled()
+        history.gone[A] = FlowRunNotFound(flow_run_id=str(A))
+
+        follower.hint([A])
+
+        refusals: list[Any] = [*await asyncio.gather(*waiting, return_exceptions=True)]
+        with pytest.raises(FlowRunNotFound):
+            await anext(busy)
+        assert [FlowRunNotFound] * 2 == [type(each) for each in refusals]
+        assert 3 == len({id(each) for each in (*refusals, history.gone[A])})
+        assert Page([(1, "b")]) == await anext(follower.follow(B, after=0))
 
 
 async def test_draining_ends_every_watch() -> None:

@@ -267,3 +267,36 @@ def test_the_environment_is_handed_out_as_a_copy(monkeypatch: pytest.MonkeyPatch
     environ["PENSTOCK_SOMETHING"] = "b"
 
     assert settings.environment()["PENSTOCK_SOMETHING"] == "a"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nonsense", "http://127.0.0.1:4710", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "a:b", "::1:4710", "a b:1"],
+)
+@pytest.mark.parametrize("name", ["ADDRESS", "FLOW_RUN_ADDRESS", "QUEUE_ADDRESS", "LOG_ADDRESS"])
+def test_an_address_that_is_none_is_refused_by_its_variable(name: str, address: str) -> None:
+    """Whoever set it is told which one it is, and what was expected."""
+    with pytest.raises(SettingsError) as refused:
+        ClientSettings.load({f"PENSTOCK_{name}": address})
+
+    assert f"PENSTOCK_{name} must be HOST:PORT, such as 127.0.0.1:4710, not {address!r}." == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:1", "127.0.0.1:65535", "[::1]:4710", "[fe80::1%eth0]:1", "dns:///penstock:4710", "unix:/a.sock"],
+)
+def test_an_address_may_be_in_any_form_that_a_channel_takes(address: str) -> None:
+    """Host and port, or one of gRPC's own schemes."""
+    assert address == ClientSettings.load({"PENSTOCK_ADDRESS": address}).log_address
+
+
+@pytest.mark.parametrize("token", ["geheim-ü", "read from a file\n", " ", "a\tb"])
+@pytest.mark.parametrize("kind", [ClientSettings, FlowRunSettings])
+def test_a_token_that_no_call_can_bear_is_refused_by_its_variable(kind: type[Settings], token: str) -> None:
+    """Neither side may be told one; it is not shown, because messages are logged."""
+    with pytest.raises(SettingsError) as refused:
+        kind.load({"PENSTOCK_TOKEN": token})
+
+    expected = "PENSTOCK_TOKEN must be printable ASCII characters without white space at its ends."
+    assert expected == str(refused.value)

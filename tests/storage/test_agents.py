@@ -6,11 +6,13 @@ from uuid import UUID
 
 from penstock.domain.agent import AgentHello
 from penstock.domain.ids import AgentId, StreamId, TenantId
+from penstock.domain.lease import Phase
 from penstock.domain.queries import Page
-from penstock.storage import agents
+from penstock.domain.state import State
+from penstock.storage import agents, queue
 from penstock.storage.database import Database
 from tests.queue.scenes import AGENT, OTHER_AGENT, SECOND, TENANT
-from tests.support.builders import an_id
+from tests.support.builders import a_flow_run, an_entry, an_id
 from tests.support.fake_clock import NOON, FakeClock
 
 HOUR = timedelta(hours=1)
@@ -69,3 +71,21 @@ async def test_tenants_have_their_own(database: Database) -> None:
     for tenant, name in ((TENANT, "ours"), (other, "theirs")):
         listed = await database.read(agents.list_agents, tenant, Page(9), proven_within=HOUR)
         assert [each.name for each in listed] == [name]
+
+
+async def test_who_is_connected(database: Database, clock: FakeClock) -> None:
+    """Who has an open stream and proved to live of late, with what it holds; nobody else."""
+    gone, silent = AgentId(an_id()), AgentId(an_id())
+    await database.run(agents.connect, TENANT, a_hello(silent), ONE)
+    clock.advance(HOUR)
+    for agent in (AGENT, OTHER_AGENT, gone):
+        await database.run(agents.connect, TENANT, a_hello(agent), StreamId(agent))
+    await database.run(agents.disconnect, TENANT, gone, StreamId(gone))
+    held = [an_entry(a_flow_run(state), holder=AGENT) for state in (State.RUNNING, State.CANCELLING)]
+    offered = an_entry(a_flow_run(), phase=Phase.OFFERED, holder=OTHER_AGENT, grant_time=NOON, lease_expire_time=NOON)
+    await database.run(queue.insert, TENANT, [*held, offered, an_entry(a_flow_run())])
+
+    found = await database.read(agents.connected, TENANT, proven_within=HOUR - SECOND)
+
+    assert {AGENT: 2, OTHER_AGENT: 0} == {each.agent_id: each.slots_used for each in found}
+    assert all(each.healthy for each in found)

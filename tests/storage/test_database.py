@@ -15,9 +15,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from penstock.domain.errors import FlowRunNotFound, Unavailable
 from penstock.domain.ids import DEFAULT_TENANT
 from penstock.domain.limits import TRANSACTION_ATTEMPTS_MAX
-from penstock.storage.database import Database, DatabaseClock, Transaction, open_engine
+from penstock.storage.database import Database, DatabaseClock, Overtaken, Transaction, open_engine
 from penstock.storage.migrations import migrate
 from penstock.storage.schema import concurrency_limits
+from penstock.storage.wakeups import Hint
 from tests.storage.gate import Gate
 from tests.support.fake_clock import NOON, FakeClock
 from tests.support.postgres import EmbeddedPostgres
@@ -130,6 +131,38 @@ async def test_a_lost_race_is_run_again(database: Database, sqlstate: str) -> No
 
     assert await database.run(write) == 3
     assert await database.read(limits) == {"try 3": 1}
+
+
+async def test_who_was_overtaken_begins_again(database: Database) -> None:
+    """From the beginning, and nothing of the first try is left, neither rows nor hints."""
+    tries: list[int] = []
+
+    def write(tx: Transaction) -> Hint:
+        tries.append(1)
+        set_limit(tx, f"try {len(tries)}", 1)
+        tx.hint.due = len(tries) == 1
+        if len(tries) < 3:
+            raise Overtaken
+        return tx.hint
+
+    assert await database.run(write) == Hint()
+    assert await database.read(limits) == {"try 3": 1}
+
+
+async def test_who_is_overtaken_each_time_is_told_to_come_again(database: Database) -> None:
+    """After a bounded number of tries it is UNAVAILABLE, and nothing was written."""
+    tries: list[int] = []
+
+    def write(tx: Transaction) -> None:
+        tries.append(1)
+        set_limit(tx, "mine", 1)
+        raise Overtaken
+
+    with pytest.raises(Unavailable):
+        await database.run(write)
+
+    assert len(tries) == TRANSACTION_ATTEMPTS_MAX
+    assert await database.read(limits) == {}
 
 
 @on_postgres

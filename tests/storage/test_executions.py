@@ -48,3 +48,16 @@ async def test_a_lease_has_one_execution(database: Database) -> None:
         await database.run(executions.advance, TENANT, [replace(begun, fence=99)])
     with pytest.raises(AssertionError):
         await database.run(executions.advance, TenantId(UUID(int=7)), [begun])
+
+
+async def test_the_executions_of_a_run_are_removed(database: Database) -> None:
+    """All of them, and nobody else's."""
+    run, other = a_flow_run(State.SUBMITTED), a_flow_run(State.SUBMITTED)
+    begun = [an_execution(run), replace(an_execution(run), fence=9), an_execution(other)]
+    await database.run(executions.begin, TENANT, begun)
+
+    await database.run(executions.remove, TenantId(UUID(int=7)), run.id)
+    assert 3 == len(await database.read(executions.by_lease, TENANT, map(lease_of, begun)))
+    await database.run(executions.remove, TENANT, run.id)
+
+    assert {lease_of(begun[2]): begun[2]} == await database.read(executions.by_lease, TENANT, map(lease_of, begun))

@@ -1,5 +1,6 @@
 """Flow runs and transitions, on both databases."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -16,7 +17,8 @@ from penstock.domain.queries import PositionPage
 from penstock.domain.state import Cause, State
 from penstock.storage import flow_runs
 from penstock.storage.database import Database, Transaction
-from tests.queue.scenes import TENANT, everything
+from tests.queue.scenes import TENANT, everything, until_someone_waits
+from tests.storage.gate import Gate
 from tests.support.builders import a_flow_run, an_id
 from tests.support.fake_clock import NOON
 
@@ -96,6 +98,72 @@ async def test_a_move_from_another_version_is_our_mistake(database: Database) ->
         await database.run(flow_runs.save_moves, TENANT, moves)
 
     assert before == await everything(database)
+
+
+async def test_runs_are_held_as_they_are_now(database: Database) -> None:
+    """Those that exist, whole; nobody else can hold them meanwhile."""
+    other = a_flow_run()
+    await insert(database, FULL, other)
+
+    assert await database.run(flow_runs.hold, TENANT, [other.id, FlowRunId(an_id()), FULL.id]) == {
+        FULL.id: FULL,
+        other.id: other,
+    }
+    assert await database.run(flow_runs.hold, TENANT, []) == {}
+    assert await database.run(flow_runs.hold, OTHER_TENANT, [FULL.id]) == {}
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+async def test_who_waits_for_a_run_finds_it_moved(database: Database) -> None:
+    """A run is answered as it is once it is held, not as it was when it was asked for."""
+    run = a_flow_run(State.RUNNING)
+    await insert(database, run)
+    moved, _ = move(run, State.SUCCEEDED, at=NOON, cause=Cause.FINISHED)
+    gate = Gate()
+
+    def moving(tx: Transaction) -> None:
+        flow_runs.save_moves(tx, TENANT, [(run, moved)])
+        gate.stop_here()
+
+    one = asyncio.create_task(database.run(moving))
+    await gate.reached()
+    other = asyncio.create_task(database.run(flow_runs.hold, TENANT, [run.id]))
+    await until_someone_waits(database)
+    gate.open()
+    await one
+
+    assert {run.id: moved} == await other
+
+
+async def test_a_run_is_removed_with_its_steps(database: Database) -> None:
+    """Its neighbours stay, and whoever watches it is told."""
+    other = a_flow_run()
+    await insert(database, other)
+    await database.run(flow_runs.insert_transitions, TENANT, [birth(other)])
+    before = await everything(database)
+    await insert(database, FULL)
+    await database.run(flow_runs.insert_transitions, TENANT, [birth(FULL)])
+
+    def removing(tx: Transaction, tenant: TenantId) -> set[FlowRunId]:
+        flow_runs.remove(tx, tenant, FULL.id)
+        return tx.hint.moved
+
+    await database.run(removing, OTHER_TENANT)
+    assert before != await everything(database)
+    assert await database.run(removing, TENANT) == {FULL.id}
+
+    assert before == await everything(database)
+    assert await database.read(flow_runs.existing, TENANT, [FULL.id, other.id]) == {other.id}
+
+
+async def test_a_step_is_found_by_its_version(database: Database) -> None:
+    """The one that led to it; None where there is none."""
+    step = birth(FULL)
+    await database.run(flow_runs.insert_transitions, TENANT, [step])
+
+    assert step == await database.read(flow_runs.step_at, TENANT, FULL.id, FULL.version)
+    assert await database.read(flow_runs.step_at, TENANT, FULL.id, 1) is None
+    assert await database.read(flow_runs.step_at, OTHER_TENANT, FULL.id, FULL.version) is None
 
 
 async def test_steps_are_told_after_a_version(database: Database) -> None:

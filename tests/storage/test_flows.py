@@ -7,7 +7,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from penstock.domain.errors import FlowGroupNotFound
-from penstock.domain.flow import Callable, Command, Policy, Project, Registration
+from penstock.domain.flow import Callable, Command, GroupDefaults, Policy, Project, Registration, RunConfig
 from penstock.domain.ids import FlowGroupId, FlowId, ProjectId, TenantId
 from penstock.domain.parameters import Parameter, ParameterType
 from penstock.domain.queries import FlowFilter, FlowName, Page
@@ -95,3 +95,51 @@ async def test_projects_come_oldest_first(database: Database, clock: FakeClock) 
 
     assert sorted(each.name for each in listed) == ["a", "b", "c"]
     assert [each.id for each in listed] == sorted(each.id for each in listed)
+
+
+async def test_the_latest_archived_flows(database: Database) -> None:
+    """Newest first by version, at most as many as asked for, and only archived ones of that group and tenant."""
+    ids = [await database.run(add, TENANT, a_registration(description=f"{each}")) for each in range(4)]
+    other = await register(database, name="other")
+    group_id = (await database.read(flows.by_id, TENANT, ids))[ids[0]].group_id
+
+    assert [ids[2], ids[1]] == await database.read(flows.latest_archived, TENANT, group_id, 2)
+    assert [ids[2], ids[1], ids[0]] == await database.read(flows.latest_archived, TENANT, group_id, 9)
+    assert [] == await database.read(flows.latest_archived, TENANT, other.group_id, 9)
+    assert [] == await database.read(flows.latest_archived, OTHER_TENANT, group_id, 9)
+
+
+async def test_names_of_groups(database: Database) -> None:
+    """Each name once, however many projects use it, and at most as many as asked for."""
+    for name, project_name in (("b", "one"), ("b", "two"), ("a", "one"), ("c", "one")):
+        await register(database, name=name, project_name=project_name)
+
+    assert ["a", "b", "c"] == await database.read(flows.group_names, TENANT, 9)
+    assert ["a", "b"] == await database.read(flows.group_names, TENANT, 2)
+    assert [] == await database.read(flows.group_names, OTHER_TENANT, 9)
+
+
+async def test_a_group_is_held(database: Database) -> None:
+    """As it is under the lock; refused if there is none, or if it is another tenant's."""
+    flow = await register(database)
+
+    assert flow.id == (await database.run(flows.hold_group, TENANT, flow.group_id)).live_flow_id
+    for tenant, group_id in ((TENANT, FlowGroupId(an_id())), (OTHER_TENANT, flow.group_id)):
+        with pytest.raises(FlowGroupNotFound):
+            await database.run(flows.hold_group, tenant, group_id)
+
+
+async def test_another_tenant_changes_nothing(database: Database) -> None:
+    """Neither the defaults of a group nor which flow is live."""
+    flow = await register(database)
+    before = await everything(database)
+
+    def work(tx: Transaction) -> None:
+        owner = flows.group_by_id(tx, TENANT, flow.group_id)
+        flows.archive_live(tx, OTHER_TENANT, owner)
+        flows.unarchive(tx, OTHER_TENANT, flow.id)
+        flows.update_group(tx, OTHER_TENANT, flow.group_id, GroupDefaults("{}", (), RunConfig()))
+
+    await database.run(work)
+
+    assert before == await everything(database)

@@ -1,15 +1,21 @@
 """Idempotency keys and request ids, on both databases."""
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from uuid import UUID
+
+import pytest
 
 from penstock.domain.flow_run import Fingerprint
 from penstock.domain.ids import FlowRunId, TenantId
 from penstock.storage import keys
 from penstock.storage.database import Database, Transaction
 from penstock.storage.keys import Claim, Key, TargetKind
-from tests.queue.scenes import TENANT
+from tests.queue.scenes import SECOND, TENANT, until_someone_waits
+from tests.storage.gate import Gate
 from tests.support.builders import an_id
+from tests.support.fake_clock import FakeClock
 
 OTHER_TENANT = TenantId(UUID(int=7))
 PRINT = Fingerprint(b"p", b"c", b"l", b"r")
@@ -85,3 +91,50 @@ async def test_claims_in_any_order_never_wait_in_a_circle(database: Database) ->
         assert len(one) == 2_000
 
     assert len(calls) == 6, "a transaction was repeated after a deadlock"
+
+
+async def test_a_retired_key_says_when(database: Database, clock: FakeClock) -> None:
+    """The request id of the same run is forgotten; other runs keep theirs."""
+    run = FlowRunId(an_id())
+    key = Claim(Key(TargetKind.FLOW, TARGET, "k"), run, PRINT)
+    request = Claim(Key(TargetKind.REQUEST, UUID(int=0), "r"), run, PRINT)
+    other = a_claim("other", TargetKind.REQUEST)
+    await claim(database, key, request, other)
+    clock.advance(SECOND)
+
+    retired = clock.now()
+
+    await database.run(keys.retire, OTHER_TENANT, run)
+    assert 3 == len(await database.read(keys.find, TENANT, [key.key, request.key, other.key]))
+    await database.run(keys.retire, TENANT, run)
+    clock.advance(SECOND)
+    await database.run(keys.retire, TENANT, run)
+
+    found = await database.read(keys.find, TENANT, [key.key, request.key, other.key])
+    assert found == {key.key: replace(key, delete_time=retired), other.key: other}
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+async def test_who_claims_a_key_that_is_being_retired_waits_for_it(database: Database, clock: FakeClock) -> None:
+    """And then finds it retired."""
+    run = FlowRunId(an_id())
+    first = Claim(Key(TargetKind.FLOW, TARGET, "k"), run, PRINT)
+    await claim(database, first)
+    gate = Gate()
+
+    def retiring(tx: Transaction) -> None:
+        keys.retire(tx, TENANT, run)
+        gate.stop_here()
+
+    def claiming(tx: Transaction) -> Mapping[Key, Claim]:
+        keys.claim(tx, TENANT, [a_claim("k")])
+        return keys.find(tx, TENANT, [first.key])
+
+    one = asyncio.create_task(database.run(retiring))
+    await gate.reached()
+    other = asyncio.create_task(database.run(claiming))
+    await until_someone_waits(database)
+    gate.open()
+    await one
+
+    assert {first.key: replace(first, delete_time=clock.now())} == await other

@@ -109,7 +109,26 @@ async def test_unknown_runs_and_producers_are_left_out(database: Database) -> No
     asked = [key_of(run, producer="body"), key_of(run), key_of(run, fence=9)]
     assert {key_of(run)} == (await database.read(logs.producers, TENANT, asked)).keys()
     assert await database.read(logs.producers, TENANT, []) == {}
-    assert {run.id} == await database.read(logs.existing, TENANT, [nobody, run.id])
+
+
+async def test_a_log_is_removed_whole(database: Database) -> None:
+    """Head, producers and lines, of that run alone; whoever tails it is told."""
+    run, other = [await a_started_run(database) for _ in range(2)]
+    for each in (run, other):
+        await write(database, key_of(each), some_lines(3))
+
+    def removing(tx: Transaction, tenant: TenantId) -> set[FlowRunId]:
+        logs.remove(tx, tenant, run.id)
+        return tx.hint.written
+
+    await database.run(removing, OTHER_TENANT)
+    assert 3 == len(await stored(database, run.id))
+    assert {run.id} == await database.run(removing, TENANT)
+
+    assert [] == await stored(database, run.id)
+    assert () == await database.read(logs.producer_ends, TENANT, run.id)
+    assert {other.id: 3} == await database.run(logs.lock_heads, TENANT, [run.id, other.id])
+    assert 3 == len(await stored(database, other.id))
 
 
 async def test_a_tenant_sees_only_its_own(database: Database) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
-from penstock.domain.ids import AgentId, FlowGroupId, LaneId, TenantId
+from penstock.domain.ids import AgentId, FlowGroupId, FlowRunId, LaneId, TenantId
 from penstock.domain.lanes import LaneKey
 from penstock.domain.lease import Change, Entry, Lease, Phase
 from penstock.domain.limits import HELD_LEASE, OFFER_LEASE
@@ -162,11 +162,81 @@ async def test_rejoining_writes_the_holder(database: Database) -> None:
     agent = AgentId(an_id())
     said = [lease_of(held), lease_of(offered), replace(lease_of(held), fence=99)]
 
-    assert await database.run(queue.rejoin, TENANT, said, holder=agent) == {lease_of(held)}
-    assert await database.run(queue.rejoin, TENANT, [], holder=agent) == set()
+    assert await database.run(queue.rejoin, TENANT, said, holder=agent) == {lease_of(held): held}
+    assert await database.run(queue.rejoin, TENANT, [], holder=agent) == {}
 
     found = await database.run(queue.hold, TENANT, said, tuple(Phase))
     assert {each.holder for each in found.values()} == {agent, HOLDER}
+
+
+async def test_entries_are_found_by_their_runs(database: Database) -> None:
+    """Whoever holds them, in parts if there are very many; a run that is not live is left out."""
+    waiting, held = an_entry(a_flow_run()), an_entry(a_flow_run(State.RUNNING))
+    await insert(database, waiting, held)
+    await insert(database, an_entry(a_flow_run()), tenant=OTHER_TENANT)
+    asked = [FlowRunId(an_id()) for _ in range(2_500)]
+
+    found = await database.read(queue.by_run, TENANT, [waiting.flow_run_id, *asked, held.flow_run_id])
+
+    assert found == {waiting.flow_run_id: waiting, held.flow_run_id: held}
+    assert await database.read(queue.by_run, TENANT, []) == {}
+    assert await database.run(queue.hold_runs, TENANT, [held.flow_run_id, asked[0]]) == {held.flow_run_id: held}
+
+
+async def test_what_shall_stop_is_found_by_holder(database: Database) -> None:
+    """In the order of the runs; for very many holders in parts."""
+    mine, theirs = AgentId(an_id()), AgentId(an_id())
+    stopping = sorted(
+        (an_entry(a_flow_run(State.CANCELLING), holder=mine) for _ in range(3)), key=lambda each: each.flow_run_id
+    )
+    other = an_entry(a_flow_run(State.CANCELLING), holder=theirs)
+    await insert(database, *stopping, other, an_entry(a_flow_run(State.RUNNING), holder=mine))
+    await insert(database, an_entry(a_flow_run(State.CANCELLING), holder=mine), tenant=OTHER_TENANT)
+    holders = [mine, *(AgentId(an_id()) for _ in range(2_500)), theirs]
+
+    found = await database.read(queue.stopping, TENANT, holders)
+
+    assert found == {mine: [lease_of(each) for each in stopping], theirs: [lease_of(other)]}
+    assert await database.read(queue.stopping, TENANT, [AgentId(an_id())]) == {}
+
+
+async def test_where_a_run_stands(database: Database, clock: FakeClock) -> None:
+    """Its entry, its lane, and whether it is due by the conditions of the take; nothing of one that is not live."""
+    lane = await lane_of(database, "a", "b")
+    later = an_entry(a_flow_run(scheduled_start_time=NOON + SECOND), lane_id=lane)
+    await insert(database, later)
+
+    standing = await database.read(queue.standing_of, TENANT, later.flow_run_id)
+    clock.advance(SECOND)
+    due = await database.read(queue.standing_of, TENANT, later.flow_run_id)
+
+    assert standing is not None
+    assert due is not None
+    assert (standing.entry, standing.lane.id, standing.lane.key.labels, False) == (
+        later,
+        lane,
+        ("a", "b"),
+        standing.due,
+    )
+    assert due.due
+    assert await database.read(queue.standing_of, OTHER_TENANT, later.flow_run_id) is None
+
+
+async def test_hints_say_what_shall_stop(database: Database) -> None:
+    """A lease that becomes STOPPING is told of, and is not taken for something due."""
+    run = a_flow_run(State.RUNNING)
+    entry = an_entry(run)
+    hints: list[tuple[bool, bool]] = []
+    await database.run(flow_runs.insert, TENANT, [run])
+    await insert(database, entry)
+
+    def note(tx: Transaction) -> None:
+        queue.save(tx, TENANT, [Change(run, entry, run, replace(entry, phase=Phase.STOPPING))])
+        hints.append((tx.hint.stop, tx.hint.due))
+
+    await database.run(note)
+
+    assert hints == [(True, False)]
 
 
 async def test_hints_say_what_is_due(database: Database) -> None:
@@ -214,8 +284,11 @@ async def test_the_take_finds_its_rows_by_its_index(database: Database) -> None:
             select(queue_entries).where(
                 queue.entry.tenant_id == TENANT, queue.IS_LEASED, queue.entry.lease_expire_time <= tx.now
             ),
+            select(queue.entry.fence).where(
+                queue.entry.tenant_id == TENANT, queue.IS_STOPPING, queue.entry.holder.in_([AgentId(an_id())])
+            ),
         ):
-            compiled = asked.compile(tx.conn, compile_kwargs={"literal_binds": False})
+            compiled = asked.compile(tx.conn, compile_kwargs={"render_postcompile": True})
             rows = tx.conn.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params())
             plans.append("\n".join(row[0] for row in rows))
 
@@ -223,3 +296,4 @@ async def test_the_take_finds_its_rows_by_its_index(database: Database) -> None:
 
     assert "queue_entries_take_index" in plans[0]
     assert "queue_entries_expiry_index" in plans[1]
+    assert "queue_entries_stopping_index" in plans[2]

@@ -1,8 +1,9 @@
 """Tests of `penstock.wire.checks`."""
 
+from collections import UserList
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import pytest
@@ -11,8 +12,9 @@ from google.protobuf.duration_pb2 import Duration
 from flowrun.v1 import flow_run_service_pb2 as pb
 from penstock.domain.errors import InvalidRequest
 from penstock.domain.json_text import Number
+from penstock.domain.lanes import AGENTLESS
 from penstock.domain.limits import LABEL_CHARACTERS_MAX, LABELS_MAX
-from penstock.wire.checks import Checks, collecting, id_of, present
+from penstock.wire.checks import Checks, abridged, collecting, id_of, present
 from tests.wire.refusing import wrong
 
 ID = "01980000-0000-7000-8000-000000000001"
@@ -53,6 +55,7 @@ def test_everything_is_listed_at_once() -> None:
         ("123456", ["is 6 characters; at most 5 are allowed"]),
         ("a\0b", ["holds a NUL character"]),
         (" \t\n", []),
+        ("\u202e\x1b", []),
         ("12345\0", ["is 6 characters; at most 5 are allowed", "holds a NUL character"]),
     ],
 )
@@ -69,10 +72,14 @@ def test_text(text: str, expected: list[str]) -> None:
         ("\u2003\n", ["is only white space"]),
         (" a ", []),
         ("a\0", ["holds a NUL character"]),
+        ("a\nb", ["holds U+000A as character 2, a control character"]),
+        ("a\u202eb", ["holds U+202E (RIGHT-TO-LEFT OVERRIDE) as character 2, which changes the direction of writing"]),
+        ("\n" * 256, ["is only white space", "is 256 characters; at most 255 are allowed"]),
+        ("\u202e" * 256, ["is 256 characters; at most 255 are allowed"]),
     ],
 )
 def test_names(text: str, expected: list[str]) -> None:
-    """A name is more than white space, and is otherwise taken as given."""
+    """A name is more than white space and looks like what it is; it is otherwise taken as given."""
     assert expected == sentences(lambda checks: checks.name("field", text))
     assert text == Checks().name("field", text)
 
@@ -81,6 +88,24 @@ def test_names_that_may_be_left_out() -> None:
     """An optional name may be empty, but not white space."""
     assert sentences(lambda checks: checks.name("field", "", required=False)) == []
     assert sentences(lambda checks: checks.name("field", " ", required=False)) == ["is only white space"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["is required"]),
+        ("\t", ["is only white space"]),
+        ("a\0", ["holds a NUL character"]),
+        ("a\x1b", ["holds U+001B as character 2, a control character"]),
+        (" '; \u202e-- ", []),
+        ("x" * 255, []),
+        ("x" * 256, ["is 256 characters; at most 255 are allowed"]),
+    ],
+)
+def test_keys(text: str, expected: list[str]) -> None:
+    """A key is any text that is more than white space and steers no terminal."""
+    assert expected == sentences(lambda checks: checks.key("idempotency_key", text))
+    assert text == Checks().key("idempotency_key", text)
 
 
 def test_names_are_not_normalised() -> None:
@@ -143,15 +168,72 @@ def test_labels_beyond_their_limits() -> None:
     """Each wrong label is named by its place, and too many are refused as a whole."""
     long = "x" * (LABEL_CHARACTERS_MAX + 1)
     places = [
-        ("labels.labels[1]", f"is {len(long)} characters; at most {LABEL_CHARACTERS_MAX} are allowed"),
-        ("labels.labels[2]", "is required"),
-        ("labels.labels[3]", "is only white space"),
-        ("labels.labels[4]", "holds a NUL character"),
+        ("labels[1]", f"is {len(long)} characters; at most {LABEL_CHARACTERS_MAX} are allowed"),
+        ("labels[2]", "is required"),
+        ("labels[3]", "is only white space"),
+        ("labels[4]", "holds a NUL character"),
     ]
-    assert places == found(lambda checks: checks.labels("labels.labels", ["ok", long, "", " ", "a\0"]))
+    assert places == found(lambda checks: checks.labels("labels", ["ok", long, "", " ", "a\0"]))
 
     many = [str(index) for index in range(LABELS_MAX + 1)]
     assert found(lambda checks: checks.labels("labels", many)) == [("labels", "holds 65; at most 64 are allowed")]
+    same = ["\0"] * 10_000
+    assert found(lambda checks: checks.labels("labels", same)) == [("labels", "holds 10000; at most 64 are allowed")]
+
+
+def test_labels_that_are_hard_to_list() -> None:
+    """Each is named by its place among those that were given, with the character that is wrong."""
+    assert found(lambda checks: checks.labels("labels", ["b", "b", "a,", " c"])) == [
+        ("labels[2]", "holds , as character 2; a label has no comma, semicolon, quote or backslash"),
+        ("labels[3]", "holds U+0020 (SPACE) as character 1, white space at an end"),
+    ]
+
+
+def test_reserved_labels() -> None:
+    """Labels that mean something to the queue are refused, but for those that the request may bear."""
+    sentence = "is 'penstock:agentless'; labels that begin with 'penstock:' are reserved"
+    assert sentences(lambda checks: checks.labels("labels", [AGENTLESS])) == [sentence]
+    assert sentences(lambda checks: checks.labels("labels", [AGENTLESS], reserved=(AGENTLESS,))) == []
+    others = ["penstock:", "penstock:agentless ", "penstock:other"]
+    refused = found(lambda checks: checks.labels("labels", others, reserved=(AGENTLESS,)))
+    assert {"labels[0]", "labels[1]", "labels[2]"} == {field for field, _ in refused}
+    assert sentences(lambda checks: checks.labels("labels", ["penstock", "my penstock:x"])) == []
+
+
+class Unread(UserList[str]):
+    """Labels that may be counted, and not looked at."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("it was looked at")
+
+    __getitem__ = __iter__  # type: ignore[assignment]
+
+
+class UnreadText(str):
+    """Text of which no character may be looked at."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("it was looked at")
+
+
+def test_large_requests_are_refused_without_a_look_at_each_part() -> None:
+    """Megabytes in a name, and millions of labels, are only counted."""
+    name, labels = UnreadText("\u202e" * 5_000_000), Unread([""] * 2_000_000)
+
+    assert found(lambda checks: checks.name("name", name)) == [
+        ("name", "is 5000000 characters; at most 255 are allowed")
+    ]
+    assert found(lambda checks: checks.labels("labels", labels)) == [
+        ("labels", "holds 2000000; at most 64 are allowed")
+    ]
+
+
+def test_abridged() -> None:
+    """The beginning of a long text, and all of a short one."""
+    assert abridged("x" * 40) == "x" * 40
+    assert abridged("x" * 41) == "x" * 39 + "…"
 
 
 def test_how_many() -> None:

@@ -11,7 +11,8 @@ from grpc import StatusCode
 
 from penstock.domain import errors
 from penstock.domain.errors import InvalidRequest, LeaseLost, Overloaded, Refusal, Violation
-from penstock.wire.errors import CODES, DOMAIN, Explained, refusal_details, status_of
+from penstock.domain.limits import BATCH_CREATE_MAX, MESSAGE_BYTES_MAX
+from penstock.wire.errors import CODES, DOMAIN, Explained, refusal_details, refusal_to_proto, status_of
 
 
 class Failed(grpc.RpcError):
@@ -96,6 +97,30 @@ def test_a_long_message_is_cut_between_characters() -> None:
 
     assert status.message.endswith("…")
     assert len(status.message.encode()) <= 800
+
+
+def test_the_refusal_of_an_item_says_the_same() -> None:
+    """Code, reason, message and metadata are those that a call of its own would have been refused with."""
+    refusal = LeaseLost(flow_run_id="a-run", fence=7)
+    received = refusal_details(as_received(refusal))
+
+    told = refusal_to_proto(refusal)
+
+    assert (received.code.value[0], received.reason, received.message) == (told.code, told.reason, told.message)
+    assert received.metadata == dict(told.metadata)
+
+
+def test_the_refusal_of_an_item_is_short() -> None:
+    """A thousand of them travel in one message; what is wrong stands in the message, as far as it fits."""
+    violations = tuple(Violation(f"field{number}", "\N{CUNEIFORM SIGN A}" * 100) for number in range(100))
+
+    told = refusal_to_proto(InvalidRequest(violations))
+
+    assert (3, "INVALID_REQUEST") == (told.code, told.reason)
+    assert told.message.startswith("The request is invalid: field0: ")
+    assert told.message.endswith("…")
+    assert len(told.message.encode()) <= 800
+    assert told.ByteSize() * BATCH_CREATE_MAX < MESSAGE_BYTES_MAX
 
 
 def test_an_error_without_details_is_told_as_it_is() -> None:

@@ -6,13 +6,16 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flowrun.v1 import flow_run_pb2, lease_pb2, log_pb2
 from flowrun.v1 import flow_run_service_pb2 as pb
 from penstock.domain import limits
+from penstock.domain.errors import KeyReused
 from penstock.domain.flow import PolicyAsked, RunConfig
 from penstock.domain.flow_run import (
+    Cancelling,
     Created,
     Creation,
     Failure,
@@ -22,6 +25,7 @@ from penstock.domain.flow_run import (
     KeyReuse,
     Outcome,
     ParentLease,
+    Restarting,
     Starting,
     Stopped,
     Succeeded,
@@ -34,15 +38,22 @@ from penstock.domain.state import Cause, State
 from penstock.wire import flow_runs
 from penstock.wire.checks import Checks
 from penstock.wire.flow_runs import (
+    batch_of,
+    cancelling_of,
     created_to_proto,
     creation_of,
     finishing_of,
     flow_run_to_proto,
+    found_to_proto,
+    key_of,
+    outcome_to_proto,
+    restarting_of,
     run_filter_of,
     starting_of,
     transition_to_proto,
     watching_of,
 )
+from penstock.wire.times import to_duration
 from tests.domain.builders import AGENT_ID, EXECUTION_ID, FLOW_ID, GROUP_ID, RUN_ID, TRACEPARENT, a_flow_run
 from tests.support.fake_clock import NOON
 from tests.wire.refusing import wrong, wrong_fields
@@ -119,6 +130,120 @@ def test_a_full_creation() -> None:
     assert ParentLease(UUID(int=2), 3) == creation.parent  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("span", [timedelta(0), timedelta(microseconds=1), limits.START_DELAY_MAX], ids=str)
+def test_a_start_delay(span: timedelta) -> None:
+    """From nothing to ten years, of a creation and of a restart; no delay at all is none."""
+    again = pb.RestartFlowRunRequest(flow_run_id=str(RUN_ID), version=4)
+
+    assert span == created_from(a_request(start_delay=to_duration(span))).start_delay
+    assert (None, None) == (created_from(a_request()).start_delay, restarting_of(again).start_delay)
+    again.start_delay.CopyFrom(to_duration(span))
+    assert Restarting(RUN_ID, 4, start_delay=span) == restarting_of(again)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"start_delay": Duration(seconds=-1)}, "is -1 s; at least 0 s are required"),
+        ({"start_delay": Duration(seconds=315_360_001)}, "is 315360001 s; at most 315360000 s are allowed"),
+        (
+            {"start_delay": Duration(), "scheduled_start_time": Timestamp()},
+            "is given beside scheduled_start_time; give one of them",
+        ),
+    ],
+    ids=["negative", "too long", "two"],
+)
+def test_a_wrong_start_delay(fields: dict[str, Any], sentence: str) -> None:
+    """Out of range, or beside a start time, be they empty or not."""
+    again = pb.RestartFlowRunRequest(flow_run_id=str(RUN_ID), version=4, **fields)
+
+    assert [("start_delay", sentence)] == wrong(created_from, a_request(**fields))
+    assert [("start_delay", sentence)] == wrong(restarting_of, again)
+
+
+def test_restart() -> None:
+    """Which run, after which version, when and why."""
+    request = pb.RestartFlowRunRequest(
+        flow_run_id=str(RUN_ID),
+        version=2**63 - 1,
+        scheduled_start_time=Timestamp(seconds=NOON.int_timestamp),
+        reason="the disk was full",
+    )
+
+    assert Restarting(RUN_ID, 2**63 - 1, NOON, None, "the disk was full") == restarting_of(request)
+
+
+def test_a_wrong_restart() -> None:
+    """A run and its final version are required; words have their limit."""
+    request = pb.RestartFlowRunRequest(reason="x" * (limits.REASON_CHARACTERS_MAX + 1))
+
+    assert ["flow_run_id", "version", "reason"] == wrong_fields(restarting_of, request)
+
+
+def test_cancel() -> None:
+    """Which run, and why, as far as that is told."""
+    reason = "x" * limits.REASON_CHARACTERS_MAX
+
+    assert Cancelling(RUN_ID) == cancelling_of(pb.CancelFlowRunRequest(flow_run_id=str(RUN_ID)))
+    assert Cancelling(RUN_ID, reason) == cancelling_of(pb.CancelFlowRunRequest(flow_run_id=str(RUN_ID), reason=reason))
+    assert ["flow_run_id", "reason"] == wrong_fields(cancelling_of, pb.CancelFlowRunRequest(reason=reason + "x"))
+
+
+def test_a_key_with_its_target() -> None:
+    """As the creation named it; both are required."""
+    by_flow = pb.GetFlowRunByKeyRequest(flow_id=str(FLOW_ID), idempotency_key="k")
+    by_group = pb.GetFlowRunByKeyRequest(flow_group_id=str(GROUP_ID), idempotency_key=" k ")
+
+    assert (FlowTarget(FLOW_ID), "k") == key_of(by_flow)
+    assert (GroupTarget(GROUP_ID), " k ") == key_of(by_group)
+    assert ["target", "idempotency_key"] == wrong_fields(key_of, pb.GetFlowRunByKeyRequest())
+
+
+def test_a_batch() -> None:
+    """Its items are taken as they are, wrong ones too; only their number counts."""
+    items = [a_request(name="\0"), pb.CreateFlowRunRequest()]
+
+    assert items == list(batch_of(pb.BatchCreateFlowRunsRequest(requests=items)))
+    assert limits.BATCH_CREATE_MAX == len(
+        batch_of(pb.BatchCreateFlowRunsRequest(requests=items * (limits.BATCH_CREATE_MAX // 2)))
+    )
+    assert [("requests", "is required")] == wrong(batch_of, pb.BatchCreateFlowRunsRequest())
+    assert [("requests", "holds 1002; at most 1000 are allowed")] == wrong(
+        batch_of, pb.BatchCreateFlowRunsRequest(requests=items * (limits.BATCH_CREATE_MAX // 2 + 1))
+    )
+
+
+def test_an_outcome_is_short() -> None:
+    """Of a run its ids, names, state, version, attempt, fence and times; of a deleted one its id; a refusal is told."""
+    run = a_flow_run(State.SUCCEEDED, result_json="1", context_json='{"a":1}', labels=("x",), idempotency_key="k")
+    short = flow_run_to_proto(run)
+    for name in ("parameters_json", "context_json", "result_json", "labels", "run_config", "policy", "idempotency_key"):
+        short.ClearField(name)  # type: ignore[arg-type]
+    short.trace_context.clear()
+
+    created = outcome_to_proto(Created(RUN_ID, run, fresh=True)).response
+    gone = outcome_to_proto(Created(RUN_ID, None, fresh=False, delete_time=NOON)).response
+    refused = outcome_to_proto(KeyReused("k", str(RUN_ID), ("labels",))).refusal
+
+    assert pb.CreateFlowRunResponse(flow_run=short, created=True) == created
+    assert (flow_run_pb2.FlowRun(flow_run_id=str(RUN_ID)), True) == (gone.flow_run, gone.HasField("delete_time"))
+    assert "KEY_REUSED" == refused.reason
+
+
+def test_a_run_found_by_its_key() -> None:
+    """It is told whole; of a deleted one the id and the time are left."""
+    run = a_flow_run()
+
+    found = found_to_proto(Created(RUN_ID, run, fresh=False))
+    gone = found_to_proto(Created(RUN_ID, None, fresh=False, delete_time=NOON))
+
+    assert (flow_run_to_proto(run), False) == (found.flow_run, found.HasField("delete_time"))
+    assert (flow_run_pb2.FlowRun(flow_run_id=str(RUN_ID)), NOON.int_timestamp) == (
+        gone.flow_run,
+        gone.delete_time.seconds,
+    )
+
+
 def test_empty_is_not_absent() -> None:
     """Empty labels and an empty run config are choices; absent ones are none."""
     creation = created_from(a_request(labels=flow_run_pb2.Labels(), run_config=flow_run_pb2.RunConfig()))
@@ -151,7 +276,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         "name",
         "parameters_json",
         "context_json",
-        "labels.labels[3]",
+        "labels[3]",
         "run_config.image",
         "policy.max_retries",
         "policy.log_level",

@@ -1,5 +1,6 @@
 """Tests of `penstock.wire.flows`."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from penstock.domain.flow import (
     Callable,
     ChildPolicy,
     Command,
+    GroupDefaults,
     Policy,
     PolicyAsked,
     Project,
@@ -29,12 +31,14 @@ from penstock.wire.checks import Checks
 from penstock.wire.flows import (
     flow_filter_of,
     flow_to_proto,
+    group_defaults_of,
     group_to_proto,
     policy_of,
     policy_to_proto,
     project_name_of,
     project_to_proto,
     reference_of,
+    registering_of,
     registration_of,
     run_config_of,
     run_config_to_proto,
@@ -103,7 +107,7 @@ def test_a_flow_survives() -> None:
 
     answer = flow_to_proto(replace(a_flow(), registration=registration_of(request), archive_time=NOON))
 
-    for field in set(request.DESCRIPTOR.fields_by_name) - {"source_digest"}:
+    for field in set(request.DESCRIPTOR.fields_by_name) - {"source_digest", "flow_group_id"}:
         assert getattr(request, field) == getattr(answer, field), field
     assert (str(FLOW_ID), str(GROUP_ID), str(PROJECT_ID), 1, "d1") == (
         answer.flow_id,
@@ -113,6 +117,72 @@ def test_a_flow_survives() -> None:
         answer.digest,
     )
     assert NOON.int_timestamp == answer.create_time.seconds == answer.archive_time.seconds
+
+
+def test_a_group_that_is_given_makes_the_names_optional() -> None:
+    """A registration into a group may leave the names out; its id is checked with all the rest."""
+    request = pb.RegisterFlowRequest(flow_group_id=str(GROUP_ID), entry_point=PYTHON)
+
+    registration, group_id = registering_of(request)
+
+    assert (GROUP_ID, "", "") == (group_id, registration.project_name, registration.name)
+    assert registering_of(a_request())[1] is None
+    request.name, request.flow_group_id = "a\n", "levels"
+    assert ["flow_group_id", "name"] == wrong_fields(registering_of, request)
+
+
+def test_defaults_of_a_group() -> None:
+    """What is absent is removed, and what is empty is kept as that."""
+    bare = pb.UpdateFlowGroupRequest(flow_group_id=str(GROUP_ID))
+    empty = pb.UpdateFlowGroupRequest(
+        flow_group_id=str(GROUP_ID),
+        default_parameters_json="{}",
+        labels=flow_run_pb2.Labels(),
+        run_config=flow_run_pb2.RunConfig(),
+    )
+    full = pb.UpdateFlowGroupRequest(
+        flow_group_id=str(GROUP_ID),
+        default_parameters_json='{ "b": 1.50, "a": null }',
+        labels=flow_run_pb2.Labels(labels=["b", "a", "a"]),
+        run_config=flow_run_pb2.RunConfig(image="i"),
+    )
+
+    assert (GROUP_ID, GroupDefaults()) == group_defaults_of(bare)
+    assert (GROUP_ID, GroupDefaults("{}", (), RunConfig())) == group_defaults_of(empty)
+    assert (GROUP_ID, GroupDefaults('{"a":null,"b":1.50}', ("a", "b"), RunConfig(image="i"))) == group_defaults_of(full)
+
+
+def test_wrong_defaults_of_a_group() -> None:
+    """Everything wrong with them is said at once; defaults must be an object, of names that could be declared."""
+
+    def asking(text: str) -> pb.UpdateFlowGroupRequest:
+        return pb.UpdateFlowGroupRequest(flow_group_id=str(GROUP_ID), default_parameters_json=text)
+
+    request = pb.UpdateFlowGroupRequest(
+        flow_group_id="x",
+        default_parameters_json="[]",
+        labels=flow_run_pb2.Labels(labels=["ok", "a,b"]),
+        run_config=flow_run_pb2.RunConfig(environment={"": ""}),
+    )
+    assert ["flow_group_id", "default_parameters_json", "labels[1]", "run_config.environment['']"] == wrong_fields(
+        group_defaults_of, request
+    )
+
+    field = "default_parameters_json"
+    group_defaults_of(asking(json.dumps({"x" * limits.NAME_CHARACTERS_MAX: 1})))
+    long = "x" * (limits.NAME_CHARACTERS_MAX + 1)
+    place = f"{field}['{'x' * 39}…']"
+    assert [(place, "is 256 characters; at most 255 are allowed")] == wrong(
+        group_defaults_of, asking(json.dumps({long: 1}))
+    )
+    assert [f"{field}['a\\u202e']"] == wrong_fields(group_defaults_of, asking('{"a\u202e": 1}'))
+    assert [f"{field}['']"] == wrong_fields(group_defaults_of, asking('{"": 1}'))
+    assert [field] == wrong_fields(group_defaults_of, asking('{"a": NaN}'))
+    room = limits.PARAMETERS_BYTES_MAX - len('{"a":""}')
+    group_defaults_of(asking(f'{{"a":"{"x" * room}"}}'))
+    assert [(field, "is 524289 bytes; at most 524288 are allowed")] == wrong(
+        group_defaults_of, asking(f'{{"a":"{"x" * (room + 1)}"}}')
+    )
 
 
 def test_a_live_flow_has_no_archive_time() -> None:
@@ -143,7 +213,7 @@ def test_everything_wrong_is_said_at_once() -> None:
         "name": "is required",
         "entry_point": "is required: a python callable or a command",
         "parameters[0].default_json": "is given, but a required parameter has no default",
-        "parameters[1].default_json": "is not of type string",
+        "parameters[1].default_json": "must be of type string, not integer",
         "parameters[1].name": "is 'a', which was declared before",
         "parameters[2].name": "is required",
         "parameters[2].default_json": "is not JSON: Expecting value: line 1 column 1 (char 0)",

@@ -1,5 +1,6 @@
 """Tests of `penstock.wire.leases`."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from flowrun.v1 import lease_pb2
 from flowrun.v1 import queue_service_pb2 as pb
 from penstock.domain import limits
-from penstock.domain.agent import Agent, AgentHello, Offered, Releasing
+from penstock.domain.agent import Agent, AgentHello, Offered, Polling, Releasing
+from penstock.domain.lanes import AGENTLESS
 from penstock.domain.lease import HeldLease, Lease, LeaseOutcome, LeaseResult
 from penstock.wire import leases
 from penstock.wire.flow_runs import flow_run_to_proto
@@ -22,6 +24,7 @@ from penstock.wire.leases import (
     lease_to_proto,
     leases_of,
     offer_to_proto,
+    polling_of,
     releases_of,
 )
 from tests.domain.builders import AGENT_ID, MINUTE, RUN_ID, TRACEPARENT, a_flow, a_flow_run
@@ -69,6 +72,43 @@ def test_a_hello_at_its_limits(at_limit: dict[str, Any], beyond: dict[str, Any],
     hello_of(a_hello(**at_limit))
 
     assert [field] == wrong_fields(hello_of, a_hello(**beyond))
+
+
+def test_nobody_bears_a_reserved_label() -> None:
+    """Neither on a stream nor on a poll."""
+    assert ["labels[1]"] == wrong_fields(hello_of, a_hello(labels=["a", AGENTLESS]))
+    assert ["hello.labels[0]"] == wrong_fields(polling_of, pb.LeaseFlowRunsRequest(hello=a_hello(labels=[AGENTLESS])))
+
+
+def test_polling() -> None:
+    """Who polls, for how many offers, how long, and for which run."""
+    request = pb.LeaseFlowRunsRequest(
+        hello=a_hello(held=[SENT]), offers_max=3, wait=Duration(seconds=30), flow_run_id=str(RUN_ID)
+    )
+
+    hello = AgentHello(AGENT_ID, "mill", (), 1, "", (LEASE,))
+    assert Polling(hello, 3, limits.LONG_POLL_MAX, RUN_ID) == polling_of(request)
+    assert Polling(replace(hello, held=()), 0, timedelta(0), None) == polling_of(
+        pb.LeaseFlowRunsRequest(hello=a_hello())
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong_field"),
+    [
+        ({"offers_max": -1}, "offers_max"),
+        ({"offers_max": limits.LEASES_PER_CALL_MAX + 1}, "offers_max"),
+        ({"wait": Duration(seconds=30, nanos=1_000)}, "wait"),
+        ({"wait": Duration(seconds=-1)}, "wait"),
+        ({"flow_run_id": "x"}, "flow_run_id"),
+        ({"hello": a_hello(name="")}, "hello.name"),
+        ({"hello": a_hello(held=[lease_pb2.Lease(flow_run_id=str(RUN_ID))])}, "hello.held[0].fence"),
+    ],
+)
+def test_a_wrong_poll(fields: dict[str, Any], wrong_field: str) -> None:
+    """Each part is bounded; a poll without a hello is refused for just that."""
+    assert [wrong_field] == wrong_fields(polling_of, pb.LeaseFlowRunsRequest(**({"hello": a_hello()} | fields)))
+    assert ["hello"] == wrong_fields(polling_of, pb.LeaseFlowRunsRequest())
 
 
 def test_accepting() -> None:

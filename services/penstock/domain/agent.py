@@ -8,7 +8,7 @@ from pendulum import DateTime
 
 from penstock.domain.flow import Flow, Labels
 from penstock.domain.flow_run import FlowRun
-from penstock.domain.ids import AgentId
+from penstock.domain.ids import AgentId, FlowRunId
 from penstock.domain.lease import HeldLease, Lease
 
 
@@ -22,6 +22,27 @@ class AgentHello:
     slots: int
     version: str
     held: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What became of the leases that an agent said it holds: those that are over, and those whose work shall stop."""
+
+    lost: tuple[Lease, ...] = ()
+    stopping: tuple[Lease, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.lost or self.stopping)
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """A long poll: who asks, how many offers it would take, how long it waits, and whether for one run alone."""
+
+    hello: AgentHello
+    offers_max: int
+    wait: timedelta
+    flow_run_id: FlowRunId | None = None
 
 
 @dataclass(frozen=True, slots=True)

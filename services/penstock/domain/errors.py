@@ -80,6 +80,10 @@ class CredentialInvalid(Refusal):
 class FlowNotFound(Refusal):
     message: ClassVar = "There is no flow {flow}."
     flow: str
+    similar: tuple[str, ...] = ()  # names that its caller may have meant
+
+    def __str__(self) -> str:
+        return super().__str__() + (f" There is {', '.join(map(repr, self.similar))}." if self.similar else "")
 
 
 @dataclass(eq=False)
@@ -105,6 +109,12 @@ class FlowArchived(Refusal):
 class NoLiveFlow(Refusal):
     message: ClassVar = "Flow group {flow_group_id} has no unarchived flow."
     flow_group_id: str
+    archived: tuple[str, ...] = ()  # the ids of its latest flows, the last one first
+
+    def __str__(self) -> str:
+        return super().__str__() + (
+            f" Archived, the latest first: {', '.join(self.archived)}." if self.archived else ""
+        )
 
 
 @dataclass(eq=False)
@@ -131,6 +141,42 @@ class KeyReused(Refusal):
     idempotency_key: str
     flow_run_id: str
     differing_fields: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class KeyNotFound(Refusal):
+    message: ClassVar = "Idempotency key {idempotency_key!r} has made no flow run of {target}."
+    idempotency_key: str
+    target: str
+
+
+@dataclass(eq=False)
+class FlowRunLive(Refusal):
+    message: ClassVar = "Flow run {flow_run_id} is {present}; wait for its end, or cancel it first."
+    flow_run_id: str
+    present: str
+
+
+@dataclass(eq=False)
+class FlowRunFinal(Refusal):
+    message: ClassVar = "Flow run {flow_run_id} is {present} already."
+    flow_run_id: str
+    present: str
+
+
+@dataclass(eq=False)
+class VersionStale(Refusal):
+    message: ClassVar = "Flow run {flow_run_id} did not end at version {version}; it is at version {present}."
+    flow_run_id: str
+    version: int
+    present: int
+
+
+@dataclass(eq=False)
+class LabelsMissing(Refusal):
+    message: ClassVar = "Flow run {flow_run_id} is for others: it asks for labels that the caller lacks: {missing}."
+    flow_run_id: str
+    missing: tuple[str, ...]
 
 
 @dataclass(eq=False)

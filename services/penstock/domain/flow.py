@@ -151,6 +151,15 @@ class FlowGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupDefaults:
+    """The defaults that somebody wants a flow group to have; None for none."""
+
+    default_parameters_json: str | None = None
+    labels: Labels | None = None
+    run_config: RunConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """One registered version. It never changes, but for being archived."""
 
@@ -169,8 +178,11 @@ class Flow:
 
 
 def runnable(flow: Flow, group: FlowGroup) -> Flow:
-    """Return the flow if runs of it may be created; refuse an archived one, naming the one that is live."""
-    if flow.archive_time is None:
+    """Return the flow if runs of it may be created; refuse an archived one, naming the one that is live.
+
+    The two may have been read one after the other. A flow that was the live one when the group was read was live.
+    """
+    if flow.archive_time is None or flow.id == group.live_flow_id:
         return flow
     if group.live_flow_id is None:
         raise NoLiveFlow(flow_group_id=str(group.id))

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import StrEnum, auto
 from typing import TypeAlias, TypeVar
 
 from pendulum import DateTime
 
-from penstock.domain.errors import KeyReused
+from penstock.domain.errors import FlowRunLive, KeyReused, VersionStale
 from penstock.domain.flow import Flow, FlowGroup, Labels, Policy, PolicyAsked, RunConfig, runnable
 from penstock.domain.ids import AgentId, ExecutionId, FlowGroupId, FlowId, FlowRunId
 from penstock.domain.json_text import Json, canonical, digest, parse, parse_object
@@ -61,6 +62,7 @@ class Creation:
     key_reuse: KeyReuse = KeyReuse.RETURN_FIRST
     request_id: str | None = None
     scheduled_start_time: DateTime | None = None
+    start_delay: timedelta | None = None
     name: str | None = None
     parameters: Mapping[str, Json] = field(default_factory=dict)
     context: Mapping[str, Json] = field(default_factory=dict)
@@ -188,6 +190,25 @@ Outcome: TypeAlias = Succeeded | Failure | Stopped
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelling:
+    """A request for a run to stop, and why."""
+
+    flow_run_id: FlowRunId
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarting:
+    """A request for a new attempt of a run that ended with that version."""
+
+    flow_run_id: FlowRunId
+    version: int
+    scheduled_start_time: DateTime | None = None
+    start_delay: timedelta | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Finishing:
     """A report of how an attempt ended. No execution id means that nothing was started."""
 
@@ -209,8 +230,14 @@ class Starting:
 def plan(creation: Creation, flow: Flow, group: FlowGroup, now: DateTime) -> FlowRun:
     """The run that a creation asks for, or a refusal. Given goes before the group's, the group's before the flow's."""
     registration = runnable(flow, group).registration
-    given = {**parse_object(group.default_parameters_json or ""), **creation.parameters}
-    check_given(registration.parameters, registration.accepts_extra_parameters, given)
+    of_group = parse_object(group.default_parameters_json or "")
+    given = {**of_group, **creation.parameters}
+    check_given(
+        registration.parameters,
+        registration.accepts_extra_parameters,
+        given,
+        of_group.keys() - creation.parameters.keys(),
+    )
     defaults = {
         each.name: parse(each.default_json) for each in registration.parameters if each.default_json is not None
     }
@@ -227,7 +254,7 @@ def plan(creation: Creation, flow: Flow, group: FlowGroup, now: DateTime) -> Flo
         version=1,
         attempt=1,
         retries_left=policy.max_retries,
-        scheduled_start_time=max(creation.scheduled_start_time or now, now),
+        scheduled_start_time=due_time(creation.scheduled_start_time, creation.start_delay, now),
         create_time=now,
         start_time=None,
         finish_time=None,
@@ -244,6 +271,11 @@ def plan(creation: Creation, flow: Flow, group: FlowGroup, now: DateTime) -> Flo
         tracestate=creation.tracestate,
         fence=0,
     )
+
+
+def due_time(start_time: DateTime | None, delay: timedelta | None, now: DateTime) -> DateTime:
+    """When a run is due that was asked for at a time, or after a delay. The past means now."""
+    return max(start_time or now + (delay or timedelta(0)), now)
 
 
 def birth(run: FlowRun) -> Transition:
@@ -283,6 +315,39 @@ def move(run: FlowRun, to: State, *, at: DateTime, cause: Cause, message: str = 
         create_time=at,
         attempt=run.attempt,
         fence=run.fence,
+    )
+
+
+def restarted(run: FlowRun, restarting: Restarting, *, at: DateTime) -> tuple[FlowRun, Transition]:
+    """A finished run before its next attempt, and the step that leads there: the only way out of a final state.
+
+    Refuses a run that is not final, and one that has ended again since the version that is named.
+    """
+    if not run.final:
+        raise FlowRunLive(flow_run_id=str(run.id), present=run.state.name)
+    if run.version != restarting.version:
+        raise VersionStale(flow_run_id=str(run.id), version=restarting.version, present=run.version)
+    due = due_time(restarting.scheduled_start_time, restarting.start_delay, at)
+    again = replace(
+        run,
+        state=State.SCHEDULED,
+        version=run.version + 1,
+        attempt=run.attempt + 1,
+        retries_left=run.policy.max_retries,
+        scheduled_start_time=due,
+        start_time=None,
+        finish_time=None,
+        result_json=None,
+    )
+    return again, Transition(
+        flow_run_id=run.id,
+        version=again.version,
+        state=State.SCHEDULED,
+        cause=Cause.RESTARTED,
+        message=restarting.reason,
+        create_time=at,
+        attempt=again.attempt,
+        due_time=due,
     )
 
 

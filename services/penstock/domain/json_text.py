@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final, TypeAlias
 
-from penstock.domain.limits import JSON_DEPTH_MAX
+from penstock.domain.limits import JSON_DEPTH_MAX, JSON_NUMBER_DIGITS_MAX
 
 
 class Number(str):
@@ -22,7 +22,8 @@ class Number(str):
 
 Json: TypeAlias = "bool | str | Number | Sequence[Json] | Mapping[str, Json] | None"
 
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 class NotJson(ValueError):
@@ -30,10 +31,14 @@ class NotJson(ValueError):
 
 
 def parse(text: str) -> Json:
-    """Parse JSON. Refuses by NotJson what readers disagree on: NaN, infinities, 1e400, a name twice in one object."""
+    """Parse JSON. Refuses by NotJson what readers disagree on or cannot hold.
+
+    That is NaN, infinities, 1e400, a number of thousands of digits, a name twice in one object, and half of a surrogate
+    pair, which JSON can escape but UTF-8 cannot carry.
+    """
     try:
         value: Json = json.loads(
-            text, parse_int=Number, parse_float=_number, parse_constant=_no_constant, object_pairs_hook=_no_twins
+            text, parse_int=_integer, parse_float=_number, parse_constant=_no_constant, object_pairs_hook=_no_twins
         )
     except RecursionError:
         raise NotJson(f"is nested deeper than {JSON_DEPTH_MAX} levels") from None
@@ -41,6 +46,8 @@ def parse(text: str) -> Json:
         raise NotJson(f"is not JSON: {error}") from None
     if _depth_exceeds(value, JSON_DEPTH_MAX):
         raise NotJson(f"is nested deeper than {JSON_DEPTH_MAX} levels")
+    if _ESCAPED_SURROGATE.search(text):
+        _check_halves(value)
     return value
 
 
@@ -75,11 +82,19 @@ def digest(value: Json) -> bytes:
 
 
 def _written(value: str | bool | None) -> str:
-    # Half of a surrogate pair is legal as an escape, and only as one: UTF-8 cannot carry it.
-    return _LONE_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _integer(literal: str) -> Number:
+    if len(literal) > JSON_NUMBER_DIGITS_MAX:
+        digits = sum(map(str.isdigit, literal))
+        if digits > JSON_NUMBER_DIGITS_MAX:
+            raise NotJson(f"holds a number of {digits} digits; at most {JSON_NUMBER_DIGITS_MAX} are allowed")
+    return Number(literal)
 
 
 def _number(literal: str) -> Number:
+    _integer(literal)
     if float(literal) in (float("inf"), float("-inf")):
         raise NotJson(f"holds a number that no reader can represent: {literal[:40]}")
     return Number(literal)
@@ -103,3 +118,17 @@ def _depth_exceeds(value: Json, levels: int) -> bool:
     if isinstance(value, list):
         return levels == 0 or any(_depth_exceeds(element, levels - 1) for element in value)
     return False
+
+
+def _check_halves(value: Json) -> None:
+    """Refuse a string or a name in it that holds half of a surrogate pair."""
+    if isinstance(value, str):
+        if half := _SURROGATE.search(value):
+            raise NotJson(f"holds \\u{ord(half[0]):04x}, half of a surrogate pair, which UTF-8 cannot carry")
+    elif isinstance(value, Mapping):
+        for name, member in value.items():
+            _check_halves(name)
+            _check_halves(member)
+    elif isinstance(value, list):
+        for element in value:
+            _check_halves(element)

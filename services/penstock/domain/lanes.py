@@ -3,9 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Final
 
 from penstock.domain.flow import Labels
 from penstock.domain.ids import FlowGroupId, LaneId, StreamId
+
+# Labels that begin so mean something to the queue itself; nobody else may bear them.
+RESERVED_PREFIX: Final = "penstock:"
+
+# A run with this label is offered to no agent: it waits for the one process that executes it without an agent.
+AGENTLESS: Final = f"{RESERVED_PREFIX}agentless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +34,23 @@ class Lane:
 
 
 def may_take(agent_labels: frozenset[str], lane_labels: Iterable[str]) -> bool:
-    """Whether an agent bears all labels of a lane; a lane without labels is only for agents without."""
+    """Whether an agent bears all labels of a lane; a lane without labels is only for agents without.
+
+    An agentless lane is for none, whatever it bears.
+    """
     wanted = frozenset(lane_labels)
+    if AGENTLESS in wanted:
+        return False
     return wanted <= agent_labels if wanted else not agent_labels
+
+
+def missing_labels(agent_labels: frozenset[str], lane_labels: Iterable[str]) -> tuple[str, ...]:
+    """What keeps an agent that names a run from taking it: labels of the lane that it does not bear.
+
+    An agentless run is taken by whoever names it.
+    """
+    wanted = frozenset(lane_labels)
+    return () if AGENTLESS in wanted else tuple(sorted(wanted - agent_labels))
 
 
 @dataclass(frozen=True, slots=True)

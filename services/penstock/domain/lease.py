@@ -24,7 +24,7 @@ from penstock.domain.flow_run import (
     Transition,
     move,
 )
-from penstock.domain.ids import AgentId, ExecutionId, FlowRunId, LaneId
+from penstock.domain.ids import AgentId, ExecutionId, FlowRunId, LaneId, ProcessId
 from penstock.domain.limits import (
     DECLINED_DELAY,
     PRIORITY_WORTH,
@@ -158,6 +158,29 @@ def rank_time(due_time: DateTime, priority: int) -> DateTime:
     return due_time - priority * PRIORITY_WORTH
 
 
+def offered(entry: Entry, *, holder: ProcessId, now: DateTime, ttl: timedelta) -> Entry:
+    """The entry of a run that is leased to a queue process, for one agent to accept."""
+    return replace(
+        entry,
+        phase=Phase.OFFERED,
+        fence=entry.fence + 1,
+        holder=holder,
+        grant_time=now,
+        lease_expire_time=now + ttl,
+    )
+
+
+def may_be_offered(entry: Entry, *, now: DateTime) -> bool:
+    """Whether a run is due, and waits or was offered to somebody whose time to accept ran out."""
+    return entry.due_time <= now and waits(entry, now=now)
+
+
+def waits(entry: Entry, *, now: DateTime) -> bool:
+    """Whether nobody holds an entry, nor an offer of it that could still be accepted."""
+    expired = entry.lease_expire_time is not None and entry.lease_expire_time <= now
+    return entry.phase is Phase.WAITING or (entry.phase is Phase.OFFERED and expired)
+
+
 def accepted(entry: Entry, run: FlowRun, agent_id: AgentId, *, now: DateTime, ttl: timedelta) -> Change:
     """An agent takes an offer: the run becomes SUBMITTED, and an execution begins."""
     assert entry.phase is Phase.OFFERED
@@ -233,6 +256,26 @@ def finished(entry: Entry, run: FlowRun, execution: Execution, finishing: Finish
             if run.retries_left > 0 and run.state is not State.CANCELLING:
                 return _retried(entry, run, marked, ended, now)
             return _final(entry, run, marked, State.FAILED, Cause.FINISHED, now, ended, failure.message)
+
+
+def cancelled(
+    entry: Entry, run: FlowRun, execution: Execution | None, *, now: DateTime, cause: Cause, reason: str
+) -> Change | None:
+    """Somebody asks for a live run to stop: final at once unless an agent holds it; None when it stops already."""
+    match entry.phase:
+        case Phase.STOPPING:
+            return None
+        case Phase.HELD:
+            assert execution is not None, "a held lease without an execution"
+            moved, transition = move(run, State.CANCELLING, at=now, cause=cause, message=reason)
+            stopping = replace(entry, phase=Phase.STOPPING)
+            transition = replace(transition, agent_id=execution.agent_id)
+            return Change(before=run, held=entry, run=moved, entry=stopping, transition=transition)
+        case Phase.WAITING | Phase.OFFERED:
+            # An offer that is still to be accepted dies with the entry: the run is final, and says so.
+            marked = replace(run, fence=entry.fence)
+            moved, transition = move(marked, State.CANCELLED, at=now, cause=cause, message=reason)
+            return Change(before=run, held=entry, run=moved, entry=None, transition=transition)
 
 
 def declined(entry: Entry, run: FlowRun, *, now: DateTime) -> Change:

@@ -16,6 +16,7 @@ CONTEXT_BYTES_MAX: Final = 512 * KIB
 RESULT_BYTES_MAX: Final = 512 * KIB
 FAILURE_CHARACTERS_MAX: Final = 16 * KIB
 JSON_DEPTH_MAX: Final = 100
+JSON_NUMBER_DIGITS_MAX: Final = 4_300  # what Python reads as one integer
 
 # What a caller may name.
 NAME_CHARACTERS_MAX: Final = 255
@@ -39,6 +40,7 @@ PRIORITY_MAX: Final = 100
 PRIORITY_WORTH: Final = timedelta(seconds=3)  # so the highest priority is worth five minutes of waiting
 RETRIES_MAX: Final = 1_000
 RETRY_DELAY_MAX: Final = timedelta(days=30)
+START_DELAY_MAX: Final = timedelta(days=3_650)
 LOST_RESTARTS_DEFAULT: Final = 3
 LOST_RESTARTS_MAX: Final = 1_000
 
@@ -66,6 +68,8 @@ RELEASE_DELAY_MAX: Final = timedelta(seconds=60)
 RELEASE_DELAY_ASKED_MAX: Final = timedelta(days=1)
 DECLINED_DELAY: Final = timedelta(seconds=1)
 LONG_POLL_MAX: Final = timedelta(seconds=30)
+POLLS_MAX: Final = 10_000
+STOPS_WAITING_MAX: Final = 1_000  # on one stream, until its agent reads
 
 # Logs.
 LOG_LINES_PER_CALL_MAX: Final = 1_000

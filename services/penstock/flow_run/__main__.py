@@ -7,7 +7,7 @@ from functools import partial
 from flowrun.v1.flow_run_service_pb2_grpc import add_FlowRunServiceServicer_to_server
 from flowrun.v1.flow_service_pb2_grpc import add_FlowServiceServicer_to_server
 from penstock.domain.ids import DEFAULT_TENANT
-from penstock.flow_run import operations
+from penstock.flow_run import creation, operations
 from penstock.flow_run.flow_service import FlowServicer
 from penstock.flow_run.service import FlowRunServicer, Watches, look
 from penstock.runtime import process, sql_spans, telemetry
@@ -41,9 +41,10 @@ async def main() -> int:
     listener = wakeups.listen(engine)
 
     start = partial(operations.start_flow_runs, ttl=settings.held_lease)
-    creations = Committer(flushing(database, operations.create_flow_runs), name="create")
+    creations = Committer(flushing(database, creation.create_flow_runs), name="create")
     startings = Committer(flushing(database, start), name="start")
     finishings = Committer(flushing(database, operations.finish_flow_runs), name="finish")
+    cancellings = Committer(flushing(database, operations.cancel_flow_runs), name="cancel")
     watches = Watches(
         partial(look, database, DEFAULT_TENANT), sweep=settings.sweep_interval, heartbeat=settings.heartbeat_interval
     )
@@ -56,19 +57,24 @@ async def main() -> int:
     server = Server(
         Serving(token=settings.token), host=settings.host, port=settings.port, reflection=settings.with_reflection
     )
-    flow_runs = FlowRunServicer(  # type: ignore[abstract] # what it does not define answers UNIMPLEMENTED
-        database, tokens, drawing, watches, creations=creations, startings=startings, finishings=finishings
+    flow_runs = FlowRunServicer(
+        database,
+        tokens,
+        drawing,
+        watches,
+        creations=creations,
+        startings=startings,
+        finishings=finishings,
+        cancellings=cancellings,
     )
     server.add(add_FlowRunServiceServicer_to_server, flow_runs)
-    flows = FlowServicer(  # type: ignore[abstract] # what it does not define answers UNIMPLEMENTED
-        database, tokens, drawing
-    )
-    server.add(add_FlowServiceServicer_to_server, flows)
+    server.add(add_FlowServiceServicer_to_server, FlowServicer(database, tokens, drawing))
 
     this = Process("flow-run", server, grace=settings.drain_grace)
     this.in_background("creations", creations.serve)
     this.in_background("startings", startings.serve)
     this.in_background("finishings", finishings.serve)
+    this.in_background("cancellings", cancellings.serve)
     this.in_background("watches", watches.serve)
     this.in_background("hearing", Hearing(listener.hints, hear).serve)
     this.on_drain(watches.drain)

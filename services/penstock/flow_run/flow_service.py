@@ -47,10 +47,12 @@ class FlowServicer(FlowServiceServicer):
         return pb.ListProjectsResponse(projects=shown, next_page_token=token)
 
     async def RegisterFlow(self, request: pb.RegisterFlowRequest, context: Context) -> pb.RegisterFlowResponse:
-        registration = wire.registration_of(request)
+        registration, group_id = wire.registering_of(request)
         draw = self._drawing.id
         fresh = FreshIds(ProjectId(draw()), FlowGroupId(draw()), FlowId(draw()))
-        flow, created = await self._database.run(operations.register_flow, tenant_of(context), fresh, registration)
+        flow, created = await self._database.run(
+            operations.register_flow, tenant_of(context), fresh, registration, group_id
+        )
         return pb.RegisterFlowResponse(flow=wire.flow_to_proto(flow), created=created)
 
     async def GetFlow(self, request: pb.GetFlowRequest, context: Context) -> pb.GetFlowResponse:
@@ -75,7 +77,22 @@ class FlowServicer(FlowServiceServicer):
         )
         return pb.ListFlowsResponse(flows=shown, next_page_token=token)
 
+    async def ArchiveFlow(self, request: pb.ArchiveFlowRequest, context: Context) -> pb.ArchiveFlowResponse:
+        flow_id = FlowId(checks.id_of("flow_id", request.flow_id))
+        flow = await self._database.run(operations.archive_flow, tenant_of(context), flow_id)
+        return pb.ArchiveFlowResponse(flow=wire.flow_to_proto(flow))
+
+    async def UnarchiveFlow(self, request: pb.UnarchiveFlowRequest, context: Context) -> pb.UnarchiveFlowResponse:
+        flow_id = FlowId(checks.id_of("flow_id", request.flow_id))
+        flow = await self._database.run(operations.unarchive_flow, tenant_of(context), flow_id)
+        return pb.UnarchiveFlowResponse(flow=wire.flow_to_proto(flow))
+
     async def GetFlowGroup(self, request: pb.GetFlowGroupRequest, context: Context) -> pb.GetFlowGroupResponse:
         group_id = FlowGroupId(checks.id_of("flow_group_id", request.flow_group_id))
         group = await self._database.read(operations.get_flow_group, tenant_of(context), group_id)
         return pb.GetFlowGroupResponse(flow_group=wire.group_to_proto(group))
+
+    async def UpdateFlowGroup(self, request: pb.UpdateFlowGroupRequest, context: Context) -> pb.UpdateFlowGroupResponse:
+        group_id, defaults = wire.group_defaults_of(request)
+        group = await self._database.run(operations.update_flow_group, tenant_of(context), group_id, defaults)
+        return pb.UpdateFlowGroupResponse(flow_group=wire.group_to_proto(group))

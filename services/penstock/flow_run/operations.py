@@ -1,27 +1,24 @@
-"""What each rpc of FlowRunService does, inside one transaction. Hot operations take a list, with one outcome each."""
+"""What each rpc of FlowRunService does with runs that exist, inside one transaction: moving, deleting and reading them.
+
+Hot operations take a list, with one outcome each.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
-from uuid import UUID
 
-from penstock.domain.errors import FlowGroupNotFound, FlowNotFound, FlowRunNotFound, LeaseLost, NoLiveFlow, Refusal
-from penstock.domain.flow import Flow, FlowGroup
+from penstock.domain.errors import FlowRunLive, FlowRunNotFound, LeaseLost, Refusal, Unavailable
 from penstock.domain.flow_run import (
-    Created,
-    Creation,
+    Cancelling,
     Finishing,
     FlowRun,
-    FlowTarget,
+    Restarting,
     Starting,
     Transition,
-    birth,
-    fingerprint_of,
-    plan,
-    repeated,
+    restarted,
 )
-from penstock.domain.ids import FlowGroupId, FlowId, FlowRunId, LaneId, TenantId
+from penstock.domain.ids import FlowRunId, TenantId
 from penstock.domain.lanes import LaneKey
 from penstock.domain.lease import (
     Change,
@@ -30,54 +27,20 @@ from penstock.domain.lease import (
     Execution,
     HeldLease,
     Lease,
-    Phase,
+    cancelled,
     finished,
     first_entry,
     started,
 )
 from penstock.domain.log import ProducerKey
 from penstock.domain.queries import Page, PositionPage, RunFilter
-from penstock.storage import executions, flow_runs, flows, keys, lanes, logs, queue
-from penstock.storage.database import Transaction
-from penstock.storage.keys import Claim, Key, TargetKind
+from penstock.domain.state import Cause, State
+from penstock.storage import executions, flow_runs, keys, lanes, logs, queue
+from penstock.storage.database import Overtaken, Transaction
 
 # Who writes the log of a run: the process that stands over its body. Opened when the run starts, so that "every
 # producer has closed" is never true of nobody.
 SUPERVISOR: Final = "supervisor"
-NO_TARGET: Final = UUID(int=0)
-
-
-def create_flow_runs(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> list[Created | Refusal]:
-    """Create runs whole: keys first, then lanes, then run, first transition and queue entry of the fresh ones.
-
-    What is refused claims no key, and a key that was used before answers even where its flow could no longer be run.
-    A lane is a name that runs share; it stays where it was interned for a run that is then refused for its parent.
-    """
-    planned = _plan(tx, tenant, creations)
-    keys.claim(tx, tenant, (each for creation in creations if _goes(planned, creation) for each in _claims(creation)))
-    owners = keys.find(tx, tenant, (key for creation in creations for key in _keys(creation)))
-    repeats = _repeats(creations, owners)
-    fresh = [each for each in creations if _goes(planned, each) and each.flow_run_id not in repeats]
-    runs = {each.flow_run_id: _run(planned[each.flow_run_id]) for each in fresh}
-    lane_ids = lanes.intern(tx, tenant, map(_lane_of, runs.values()))
-    orphaned = _without_parent(tx, tenant, fresh)
-    # A repeat that brought one known key and one new one has claimed the new one for a run that is never made.
-    claimants = {claim.flow_run_id for claim in owners.values()}
-    keys.forget(tx, tenant, [*orphaned, *(claimants & repeats.keys())])
-    _insert(tx, tenant, [run for run in runs.values() if run.id not in orphaned], lane_ids)
-
-    known = flow_runs.by_id(tx, tenant, {claim.flow_run_id for claim in repeats.values()}) if repeats else {}
-
-    def outcome(creation: Creation) -> Created | Refusal:
-        claim = repeats.get(creation.flow_run_id)
-        if claim is None:
-            answer = orphaned.get(creation.flow_run_id) or planned[creation.flow_run_id]
-            return answer if isinstance(answer, Refusal) else Created(answer.id, answer, fresh=True)
-        if claim.flow_run_id in orphaned:
-            return orphaned[claim.flow_run_id]
-        return _repeat(creation, claim, known.get(claim.flow_run_id))
-
-    return [outcome(creation) for creation in creations]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +101,68 @@ def finish_flow_runs(tx: Transaction, tenant: TenantId, finishings: Sequence[Fin
     return [each.run if isinstance(each, Change) else each for each in decisions]
 
 
+def cancel_flow_runs(tx: Transaction, tenant: TenantId, cancellings: Sequence[Cancelling]) -> list[FlowRun | Refusal]:
+    """Ask each run to stop: final at once unless an agent holds it. One that stops already, or is final, is answered
+    as it is."""
+    asked = [each.flow_run_id for each in cancellings]
+    entries = queue.hold_runs(tx, tenant, asked)
+    over = flow_runs.hold(tx, tenant, [each for each in asked if each not in entries])
+    if not all(run.final for run in over.values()):
+        # It was restarted since its entry was looked for, and an entry is locked before its run.
+        raise Overtaken
+    runs = {**over, **(flow_runs.by_id(tx, tenant, entries) if entries else {})}
+    done = executions.by_lease(tx, tenant, map(_lease_of, entries.values()))
+
+    def decide(cancelling: Cancelling) -> Change | FlowRun | Refusal:
+        run, entry = runs.get(cancelling.flow_run_id), entries.get(cancelling.flow_run_id)
+        if run is None:
+            return FlowRunNotFound(flow_run_id=str(cancelling.flow_run_id))
+        if entry is None:
+            return run
+        execution = done.get(_lease_of(entry))
+        change = cancelled(entry, run, execution, now=tx.now, cause=Cause.CANCEL_ASKED, reason=cancelling.reason)
+        return change or run
+
+    decisions = [decide(each) for each in cancellings]
+    _save(tx, tenant, [each for each in decisions if isinstance(each, Change)])
+    return [each.run if isinstance(each, Change) else each for each in decisions]
+
+
+def restart_flow_run(tx: Transaction, tenant: TenantId, restarting: Restarting) -> FlowRun:
+    """Let a finished run wait for another attempt, under fences that rise on. A repeat is answered with the run as it
+    is now."""
+    known = flow_runs.get(tx, tenant, restarting.flow_run_id)
+    lane = LaneKey(known.labels, known.group_id)  # fixed when the run was created, so it may be read before the lock
+    lane_id = lanes.intern(tx, tenant, [lane])[lane]
+    run = flow_runs.hold(tx, tenant, [known.id]).get(known.id)
+    if run is None:
+        raise FlowRunNotFound(flow_run_id=str(known.id))
+    if _was_restarted(tx, tenant, run, restarting):
+        return run
+    again, transition = restarted(run, restarting, at=tx.now)
+    _check_followers(tx, tenant, run)
+    entry = first_entry(again, lane_id, fence=run.fence + 1)
+    flow_runs.save_moves(tx, tenant, [(run, again)])
+    flow_runs.insert_transitions(tx, tenant, [transition])
+    queue.insert(tx, tenant, [entry if _follows_its_parent(tx, tenant, run) else replace(entry, parent_id=None)])
+    return again
+
+
+def delete_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> bool:
+    """Delete a finished run with all that was kept of it but its idempotency key; False if there is none."""
+    keys.retire(tx, tenant, flow_run_id)  # first, as keys are locked before runs; a refusal takes it back
+    run = flow_runs.hold(tx, tenant, [flow_run_id]).get(flow_run_id)
+    if run is None:
+        return False
+    if not run.final:
+        raise FlowRunLive(flow_run_id=str(run.id), present=run.state.name)
+    _check_followers(tx, tenant, run)
+    flow_runs.remove(tx, tenant, run.id)
+    executions.remove(tx, tenant, run.id)
+    logs.remove(tx, tenant, run.id)
+    return True
+
+
 def get_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> FlowRun:
     """The run, whole."""
     return flow_runs.get(tx, tenant, flow_run_id)
@@ -154,22 +179,33 @@ def list_transitions(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, 
     return flow_runs.list_transitions(tx, tenant, flow_run_id, page)
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a watch is shown next: the steps it has not seen, and the run once these show it final."""
+
+    steps: Sequence[Transition]
+    ended: FlowRun | None = None
+
+
 def look_at_flow_runs(
     tx: Transaction, tenant: TenantId, versions: Mapping[FlowRunId, int]
-) -> Mapping[FlowRunId, tuple[list[Transition], FlowRun | None]]:
-    """For every watched run: its steps after the version seen, and the run itself once these show it final.
+) -> Mapping[FlowRunId, Sight | FlowRunNotFound]:
+    """What lies behind the version that was seen of every watched run, or that there is no such run any more.
 
     Steps are read before runs, so a run that moves in between shows its later steps at the next look.
     """
     steps = flow_runs.transitions_after(tx, tenant, versions)
     final = flow_runs.final_by_id(tx, tenant, versions)
+    gone = versions.keys() - final.keys() - flow_runs.existing(tx, tenant, versions)
 
-    def shown_final(flow_run_id: FlowRunId) -> FlowRun | None:
-        run = final.get(flow_run_id)
-        seen = steps[flow_run_id][-1].version if steps[flow_run_id] else versions[flow_run_id]
-        return run if run and run.version <= seen else None
+    def seen(flow_run_id: FlowRunId) -> Sight | FlowRunNotFound:
+        if flow_run_id in gone:
+            return FlowRunNotFound(flow_run_id=str(flow_run_id))
+        run, unseen = final.get(flow_run_id), steps[flow_run_id]
+        last = unseen[-1].version if unseen else versions[flow_run_id]
+        return Sight(unseen, run if run and run.version <= last else None)
 
-    return {flow_run_id: (steps[flow_run_id], shown_final(flow_run_id)) for flow_run_id in versions}
+    return {flow_run_id: seen(flow_run_id) for flow_run_id in versions}
 
 
 AtWork = Mapping[Lease, tuple[Entry, FlowRun, Execution]]
@@ -183,6 +219,32 @@ def _at_work(tx: Transaction, tenant: TenantId, leases: Iterable[Lease]) -> AtWo
     runs = flow_runs.by_id(tx, tenant, [lease.flow_run_id for lease in held])
     done = executions.by_lease(tx, tenant, held)
     return {lease: (entry, runs[lease.flow_run_id], done[lease]) for lease, entry in held.items()}
+
+
+def _was_restarted(tx: Transaction, tenant: TenantId, run: FlowRun, restarting: Restarting) -> bool:
+    """Whether this very restart was done before: the step after the version that it names says so."""
+    if restarting.version >= run.version:
+        return False
+    step = flow_runs.step_at(tx, tenant, run.id, restarting.version + 1)
+    return step is not None and step.cause is Cause.RESTARTED
+
+
+def _follows_its_parent(tx: Transaction, tenant: TenantId, run: FlowRun) -> bool:
+    """Whether the run still has a parent that it may be cancelled with: one that was cancelled before has no say."""
+    if run.parent_id is None:
+        return False
+    parent = flow_runs.by_id(tx, tenant, [run.parent_id]).get(run.parent_id)
+    return parent is not None and parent.state not in (State.CANCELLING, State.CANCELLED)
+
+
+def _check_followers(tx: Transaction, tenant: TenantId, run: FlowRun) -> None:
+    """Refuse to move a cancelled run while children are still to follow it, which is found out by its state."""
+    if run.state is State.CANCELLED and queue.has_followers(tx, tenant, run.id):
+        raise Unavailable(detail=f"children of flow run {run.id} are still to be cancelled with it")
+
+
+def _lease_of(entry: Entry) -> Lease:
+    return Lease(entry.flow_run_id, entry.fence)
 
 
 def _save(tx: Transaction, tenant: TenantId, changes: Sequence[Change]) -> None:
@@ -222,108 +284,3 @@ def _or_refusal(decide: Callable[[], Change]) -> Change | Refusal:
         return decide()
     except Refusal as refusal:
         return refusal
-
-
-Planned = Mapping[FlowRunId, FlowRun | Refusal]
-
-
-def _plan(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> Planned:
-    by_flow = {each.target.flow_id for each in creations if isinstance(each.target, FlowTarget)}
-    named = flows.by_id(tx, tenant, by_flow) if by_flow else {}
-    by_group = {each.target.flow_group_id for each in creations if not isinstance(each.target, FlowTarget)}
-    groups = flows.groups_by_id(tx, tenant, by_group | {flow.group_id for flow in named.values()})
-    live_ids = {groups[each].live_flow_id for each in by_group if each in groups} - named.keys() - {None}
-    found = {**named, **(flows.by_id(tx, tenant, [each for each in live_ids if each]) if live_ids else {})}
-
-    def planned(creation: Creation) -> FlowRun | Refusal:
-        try:
-            return plan(creation, *_flow_of(creation, found, groups), tx.now)
-        except Refusal as refusal:
-            return refusal
-
-    return {creation.flow_run_id: planned(creation) for creation in creations}
-
-
-def _flow_of(
-    creation: Creation, found: Mapping[FlowId, Flow], groups: Mapping[FlowGroupId, FlowGroup]
-) -> tuple[Flow, FlowGroup]:
-    if isinstance(creation.target, FlowTarget):
-        flow = found.get(creation.target.flow_id)
-        if flow is None:
-            raise FlowNotFound(flow=str(creation.target.flow_id))
-        return flow, groups[flow.group_id]
-    group = groups.get(creation.target.flow_group_id)
-    if group is None:
-        raise FlowGroupNotFound(flow_group=str(creation.target.flow_group_id))
-    if group.live_flow_id is None:
-        raise NoLiveFlow(flow_group_id=str(group.id))
-    return found[group.live_flow_id], group
-
-
-def _goes(planned: Planned, creation: Creation) -> bool:
-    return isinstance(planned[creation.flow_run_id], FlowRun)
-
-
-def _run(planned: FlowRun | Refusal) -> FlowRun:
-    assert isinstance(planned, FlowRun)
-    return planned
-
-
-def _keys(creation: Creation) -> Iterable[Key]:
-    if creation.idempotency_key is not None:
-        if isinstance(creation.target, FlowTarget):
-            yield Key(TargetKind.FLOW, creation.target.flow_id, creation.idempotency_key)
-        else:
-            yield Key(TargetKind.FLOW_GROUP, creation.target.flow_group_id, creation.idempotency_key)
-    if creation.request_id is not None:
-        yield Key(TargetKind.REQUEST, NO_TARGET, creation.request_id)
-
-
-def _claims(creation: Creation) -> Iterable[Claim]:
-    fingerprint = fingerprint_of(creation)
-    return (Claim(key, creation.flow_run_id, fingerprint) for key in _keys(creation))
-
-
-def _repeats(creations: Sequence[Creation], owners: Mapping[Key, Claim]) -> Mapping[FlowRunId, Claim]:
-    """The creations that have been made before, and by which claim: one of their keys belongs to another run.
-
-    That run may itself be a repeat in this flush, of one before it.
-    """
-    repeats: dict[FlowRunId, Claim] = {}
-    for creation in creations:
-        found = filter(None, map(owners.get, _keys(creation)))
-        claim = next((each for each in found if each.flow_run_id != creation.flow_run_id), None)
-        if claim is not None:
-            repeats[creation.flow_run_id] = repeats.get(claim.flow_run_id, claim)
-    return repeats
-
-
-def _repeat(creation: Creation, claim: Claim, first: FlowRun | None) -> Created | Refusal:
-    try:
-        differing = repeated(creation, claim.fingerprint, claim.flow_run_id)
-    except Refusal as refusal:
-        return refusal
-    return Created(claim.flow_run_id, first, fresh=False, differing_fields=differing, delete_time=claim.delete_time)
-
-
-def _without_parent(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> Mapping[FlowRunId, LeaseLost]:
-    """Lock the parents' entries; refuse the creations whose parent no longer holds its lease."""
-    parents = {each.flow_run_id: each.parent for each in creations if each.parent}
-    held = queue.hold(
-        tx, tenant, {Lease(parent.flow_run_id, parent.fence) for parent in parents.values()}, (Phase.HELD,)
-    )
-    return {
-        child: LeaseLost(flow_run_id=str(parent.flow_run_id), fence=parent.fence)
-        for child, parent in parents.items()
-        if Lease(parent.flow_run_id, parent.fence) not in held
-    }
-
-
-def _lane_of(run: FlowRun) -> LaneKey:
-    return LaneKey(run.labels, run.group_id)
-
-
-def _insert(tx: Transaction, tenant: TenantId, runs: Sequence[FlowRun], lane_ids: Mapping[LaneKey, LaneId]) -> None:
-    flow_runs.insert(tx, tenant, runs)
-    flow_runs.insert_transitions(tx, tenant, [birth(run) for run in runs])
-    queue.insert(tx, tenant, [first_entry(run, lane_ids[_lane_of(run)]) for run in runs])

@@ -1,5 +1,6 @@
 """FlowRunService: reads the request, calls one operation, writes the answer."""
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,10 +11,11 @@ import grpc
 
 from flowrun.v1 import flow_run_service_pb2 as pb
 from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceServicer
-from penstock.domain.flow_run import Created, Creation, Finishing, FlowRun, Starting, Transition
+from penstock.domain.errors import FlowRunNotFound, Refusal
+from penstock.domain.flow_run import Cancelling, Created, Creation, Finishing, FlowRun, Starting, Transition
 from penstock.domain.ids import FlowRunId, TenantId
-from penstock.flow_run import operations
-from penstock.flow_run.operations import Started
+from penstock.flow_run import creation, operations
+from penstock.flow_run.operations import Sight, Started
 from penstock.runtime import telemetry
 from penstock.runtime.committer import Committer
 from penstock.runtime.drawing import Drawing
@@ -32,7 +34,8 @@ Watches: TypeAlias = Follower[Transition, FlowRun]
 
 
 class FlowRunServicer(FlowRunServiceServicer):
-    """Serves flow runs. Creations, starts and finishes share their commits with the calls that arrive meanwhile."""
+    """Serves flow runs. Creations, starts, finishes and cancellations share their commits with the calls that arrive
+    meanwhile."""
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class FlowRunServicer(FlowRunServiceServicer):
         creations: Committer[tuple[TenantId, Creation], Created],
         startings: Committer[tuple[TenantId, Starting], Started],
         finishings: Committer[tuple[TenantId, Finishing], FlowRun],
+        cancellings: Committer[tuple[TenantId, Cancelling], FlowRun],
     ) -> None:
         self._database = database
         self._tokens = tokens
@@ -52,19 +56,17 @@ class FlowRunServicer(FlowRunServiceServicer):
         self._creations = creations
         self._startings = startings
         self._finishings = finishings
+        self._cancellings = cancellings
 
     async def CreateFlowRun(self, request: pb.CreateFlowRunRequest, context: Context) -> pb.CreateFlowRunResponse:
-        trace = telemetry.carrier() or {"traceparent": telemetry.new_traceparent()}
-        creation = wire.creation_of(
-            request,
-            new_id=self._drawing.id,
-            spare_name=self._drawing.name,
-            traceparent=trace["traceparent"],
-            tracestate=trace.get("tracestate", ""),
-        )
-        key = (creation.target, creation.idempotency_key) if creation.idempotency_key else creation.request_id
-        created = await self._creations.commit((tenant_of(context), creation), key=key)
-        return wire.created_to_proto(created)
+        return wire.created_to_proto(await self._create(request, tenant_of(context)))
+
+    async def BatchCreateFlowRuns(
+        self, request: pb.BatchCreateFlowRunsRequest, context: Context
+    ) -> pb.BatchCreateFlowRunsResponse:
+        items = wire.batch_of(request)
+        outcomes = await asyncio.gather(*(self._attempt(each, tenant_of(context)) for each in items))
+        return pb.BatchCreateFlowRunsResponse(outcomes=map(wire.outcome_to_proto, outcomes))
 
     async def StartFlowRun(self, request: pb.StartFlowRunRequest, context: Context) -> pb.StartFlowRunResponse:
         starting = wire.starting_of(request)
@@ -80,6 +82,26 @@ class FlowRunServicer(FlowRunServiceServicer):
         flow_run_id = FlowRunId(checks.id_of("flow_run_id", request.flow_run_id))
         run = await self._database.read(operations.get_flow_run, tenant_of(context), flow_run_id)
         return pb.GetFlowRunResponse(flow_run=wire.flow_run_to_proto(run))
+
+    async def GetFlowRunByKey(self, request: pb.GetFlowRunByKeyRequest, context: Context) -> pb.GetFlowRunByKeyResponse:
+        target, key = wire.key_of(request)
+        found = await self._database.read(creation.get_flow_run_by_key, tenant_of(context), target, key)
+        return wire.found_to_proto(found)
+
+    async def CancelFlowRun(self, request: pb.CancelFlowRunRequest, context: Context) -> pb.CancelFlowRunResponse:
+        cancelling = wire.cancelling_of(request)
+        run = await self._cancellings.commit((tenant_of(context), cancelling), key=cancelling.flow_run_id)
+        return pb.CancelFlowRunResponse(flow_run=wire.flow_run_to_proto(run))
+
+    async def RestartFlowRun(self, request: pb.RestartFlowRunRequest, context: Context) -> pb.RestartFlowRunResponse:
+        restarting = wire.restarting_of(request)
+        run = await self._database.run(operations.restart_flow_run, tenant_of(context), restarting)
+        return pb.RestartFlowRunResponse(flow_run=wire.flow_run_to_proto(run))
+
+    async def DeleteFlowRun(self, request: pb.DeleteFlowRunRequest, context: Context) -> pb.DeleteFlowRunResponse:
+        flow_run_id = FlowRunId(checks.id_of("flow_run_id", request.flow_run_id))
+        deleted = await self._database.run(operations.delete_flow_run, tenant_of(context), flow_run_id)
+        return pb.DeleteFlowRunResponse(deleted=deleted)
 
     async def ListFlowRuns(self, request: pb.ListFlowRunsRequest, context: Context) -> pb.ListFlowRunsResponse:
         found = Checks()
@@ -120,13 +142,35 @@ class FlowRunServicer(FlowRunServiceServicer):
                 elif not page.items:
                     await context.write(pb.WatchFlowRunResponse(heartbeat=pb.WatchHeartbeat(version=version)))
 
+    async def _create(self, request: pb.CreateFlowRunRequest, tenant: TenantId) -> Created:
+        trace = telemetry.carrier() or {"traceparent": telemetry.new_traceparent()}
+        asked = wire.creation_of(
+            request,
+            new_id=self._drawing.id,
+            spare_name=self._drawing.name,
+            traceparent=trace["traceparent"],
+            tracestate=trace.get("tracestate", ""),
+        )
+        key = (asked.target, asked.idempotency_key) if asked.idempotency_key else asked.request_id
+        return await self._creations.commit((tenant, asked), key=key)
+
+    async def _attempt(self, request: pb.CreateFlowRunRequest, tenant: TenantId) -> Created | Refusal:
+        """One item of a batch: its refusal is its own outcome."""
+        try:
+            return await self._create(request, tenant)
+        except Refusal as refusal:
+            return refusal
+
 
 async def look(
     database: Database, tenant: TenantId, versions: Mapping[FlowRunId, int]
 ) -> Mapping[FlowRunId, Page[Transition, FlowRun]]:
     """What the watches of a process ask for, all at once."""
     found = await database.read(operations.look_at_flow_runs, tenant, versions)
-    return {
-        flow_run_id: Page([(step.version, step) for step in steps], ended)
-        for flow_run_id, (steps, ended) in found.items()
-    }
+    return {flow_run_id: _page_of(each) for flow_run_id, each in found.items()}
+
+
+def _page_of(found: Sight | FlowRunNotFound) -> Page[Transition, FlowRun]:
+    if isinstance(found, FlowRunNotFound):
+        return Page(refusal=found)
+    return Page([(step.version, step) for step in found.steps], found.ended)

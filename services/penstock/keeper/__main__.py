@@ -5,6 +5,7 @@ from functools import partial
 
 from penstock.domain.ids import DEFAULT_TENANT
 from penstock.keeper.expired_leases import expire_leases
+from penstock.keeper.orphans import cancel_orphans
 from penstock.runtime import process, sql_spans, telemetry
 from penstock.runtime.process import Process
 from penstock.runtime.runner import Runner
@@ -29,12 +30,14 @@ async def main() -> int:
     longest = max(settings.held_lease, settings.offer_lease)
     expire = partial(database.run, expire_leases, DEFAULT_TENANT, ttl=longest)
     expiry = Runner("expired leases", expire, settings.sweep_interval)
+    orphans = Runner("orphans", partial(cancel_orphans, database, DEFAULT_TENANT), settings.sweep_interval)
     server = Server(
         Serving(token=settings.token), host=settings.host, port=settings.port, reflection=settings.with_reflection
     )
 
     this = Process("keeper", server, grace=settings.drain_grace)
     this.in_background("expired leases", expiry.serve)
+    this.in_background("orphans", orphans.serve)
     this.at_end(database.aclose)
     return await this.serve_until_signalled()
 

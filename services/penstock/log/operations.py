@@ -11,7 +11,7 @@ from penstock.domain.lease import Execution, Lease
 from penstock.domain.limits import LOG_GRACE, PAGE_SIZE_MAX, TAIL_GRACE
 from penstock.domain.log import ProducerEnd, ProducerKey, StoredLine, Writing, new_lines
 from penstock.domain.queries import LogFilter, PositionPage
-from penstock.storage import executions, logs
+from penstock.storage import executions, flow_runs, logs
 from penstock.storage.database import Transaction
 from penstock.storage.logs import Addition, LinesPage, Standing
 
@@ -26,10 +26,10 @@ class LogEnd:
 
 @dataclass(frozen=True, slots=True)
 class TailPage:
-    """What a tail shows next: lines, then, if nothing follows them, its end or why it cannot go on."""
+    """What a tail shows next: lines, then, if nothing follows them, its end."""
 
     lines: Sequence[StoredLine] = ()
-    end: LogEnd | FlowRunNotFound | None = None
+    end: LogEnd | None = None
 
 
 def write_logs(tx: Transaction, tenant: TenantId, writings: Sequence[Writing]) -> list[int | Refusal]:
@@ -69,12 +69,15 @@ def list_logs(
 
 def check_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
     """Refuse a run that does not exist."""
-    if not logs.existing(tx, tenant, [flow_run_id]):
+    if not flow_runs.existing(tx, tenant, [flow_run_id]):
         raise FlowRunNotFound(flow_run_id=str(flow_run_id))
 
 
-def tail_pages(tx: Transaction, tenant: TenantId, positions: Mapping[FlowRunId, int]) -> Mapping[FlowRunId, TailPage]:
-    """What lies behind each run's position. Runs with nothing new to show are left out."""
+def tail_pages(
+    tx: Transaction, tenant: TenantId, positions: Mapping[FlowRunId, int]
+) -> Mapping[FlowRunId, TailPage | FlowRunNotFound]:
+    """What lies behind each run's position, or that there is no such run any more. Runs with nothing new to show are
+    left out."""
     standings = logs.standings(tx, tenant, positions)
     behind = {
         flow_run_id: max(positions[flow_run_id], standing.first_position - 1)
@@ -86,11 +89,8 @@ def tail_pages(tx: Transaction, tenant: TenantId, positions: Mapping[FlowRunId, 
         flow_run_id: _tail_page(standing, positions[flow_run_id], read.get(flow_run_id, ()), tx.now)
         for flow_run_id, standing in standings.items()
     }
-    gone = {
-        flow_run_id: TailPage(end=FlowRunNotFound(flow_run_id=str(flow_run_id)))
-        for flow_run_id in positions.keys() - standings.keys()
-    }
-    return {flow_run_id: page for flow_run_id, page in pages.items() if page.lines or page.end} | gone
+    gone = {each: FlowRunNotFound(flow_run_id=str(each)) for each in positions.keys() - standings.keys()}
+    return {**{flow_run_id: page for flow_run_id, page in pages.items() if page.lines or page.end}, **gone}
 
 
 def _refusals(tx: Transaction, tenant: TenantId, keys: Iterable[ProducerKey]) -> Mapping[ProducerKey, Refusal]:
@@ -100,7 +100,7 @@ def _refusals(tx: Transaction, tenant: TenantId, keys: Iterable[ProducerKey]) ->
     refused = [key for key, lease in leases.items() if lease not in done or _is_past(done[lease], tx.now)]
     if not refused:
         return {}
-    existing = logs.existing(tx, tenant, {key.flow_run_id for key in refused})
+    existing = flow_runs.existing(tx, tenant, {key.flow_run_id for key in refused})
     return {
         key: LeaseLost(flow_run_id=str(key.flow_run_id), fence=key.fence)
         if key.flow_run_id in existing

@@ -10,7 +10,7 @@ from penstock.domain.errors import FlowRunNotFound
 from penstock.domain.ids import FlowRunId, TenantId
 from penstock.domain.log import StoredLine, Writing
 from penstock.log import operations
-from penstock.log.operations import LogEnd
+from penstock.log.operations import LogEnd, TailPage
 from penstock.runtime.committer import Committer
 from penstock.runtime.follow import Follower, Page
 from penstock.runtime.serving import Context, tenant_of
@@ -19,8 +19,8 @@ from penstock.wire import logs as wire
 from penstock.wire.checks import Checks
 from penstock.wire.pages import PageTokens, cursor_of, position_page_of
 
-TailedPage: TypeAlias = Page[StoredLine, LogEnd | FlowRunNotFound]
-Tails: TypeAlias = Follower[StoredLine, LogEnd | FlowRunNotFound]
+TailedPage: TypeAlias = Page[StoredLine, LogEnd]
+Tails: TypeAlias = Follower[StoredLine, LogEnd]
 
 
 class LogServicer(LogServiceServicer):
@@ -73,10 +73,13 @@ async def look(
 ) -> Mapping[FlowRunId, TailedPage]:
     """What the tails of a process ask for, all at once."""
     found = await database.read(operations.tail_pages, tenant, positions)
-    return {
-        flow_run_id: Page([(stored.position, stored) for stored in page.lines], page.end)
-        for flow_run_id, page in found.items()
-    }
+    return {flow_run_id: _page_of(each) for flow_run_id, each in found.items()}
+
+
+def _page_of(found: TailPage | FlowRunNotFound) -> TailedPage:
+    if isinstance(found, FlowRunNotFound):
+        return Page(refusal=found)
+    return Page([(stored.position, stored) for stored in found.lines], found.end)
 
 
 def _messages(page: TailedPage) -> Iterator[pb.TailLogsResponse]:
@@ -85,9 +88,6 @@ def _messages(page: TailedPage) -> Iterator[pb.TailLogsResponse]:
         lines = pb.TailLines(lines=[wire.stored_line_to_proto(stored) for _, stored in page.items])
         yield pb.TailLogsResponse(lines=lines)
     match page.ended:
-        case FlowRunNotFound() as gone:
-            # Every tail of the run is told, and each writes its own traceback on what it raises.
-            raise FlowRunNotFound(flow_run_id=gone.flow_run_id)
         case LogEnd(version=version, producers=producers):
             ends = map(wire.producer_end_to_proto, producers)
             yield pb.TailLogsResponse(end=pb.TailEnd(version=version, producers=ends))

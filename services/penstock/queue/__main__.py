@@ -9,7 +9,9 @@ from flowrun.v1.queue_service_pb2_grpc import add_QueueServiceServicer_to_server
 from penstock.queue import operations
 from penstock.queue.dispatcher import Dispatcher
 from penstock.queue.operator_service import OperatorServicer
+from penstock.queue.polling import Polls
 from penstock.queue.service import QueueServicer
+from penstock.queue.stopping import Stopping
 from penstock.runtime import process, sql_spans, telemetry
 from penstock.runtime.clock import SystemClock
 from penstock.runtime.committer import Committer
@@ -42,25 +44,35 @@ async def main() -> int:
 
     accept = partial(operations.accept_flow_runs, ttl=settings.held_lease)
     acceptances = Committer(flushing(database, accept), name="accept")
+    drawing = Drawing(SystemClock())
     dispatcher = Dispatcher(
         database,
-        Drawing(SystemClock()),
+        drawing,
         offer_lease=settings.offer_lease,
         sweep_interval=settings.sweep_interval,
         heartbeat_interval=settings.heartbeat_interval,
+    )
+    stopping = Stopping(database, sweep_interval=settings.sweep_interval)
+    polls = Polls(
+        database, dispatcher, drawing, offer_lease=settings.offer_lease, sweep_interval=settings.sweep_interval
     )
 
     def hear(hint: Hint) -> None:
         if hint.anything or hint.due:
             dispatcher.wake()
+        if hint.anything or hint.stop:
+            stopping.wake()
+        polls.hear(hint)
 
     server = Server(
         Serving(token=settings.token), host=settings.host, port=settings.port, reflection=settings.with_reflection
     )
-    queue = QueueServicer(  # type: ignore[abstract] # what it does not define answers UNIMPLEMENTED
+    queue = QueueServicer(
         database,
         dispatcher,
         acceptances,
+        stopping,
+        polls,
         held_lease=settings.held_lease,
         heartbeat_interval=settings.heartbeat_interval,
         stream_age=settings.stream_age,
@@ -74,8 +86,11 @@ async def main() -> int:
     this = Process("queue", server, grace=settings.drain_grace)
     this.in_background("acceptances", acceptances.serve)
     this.in_background("dispatcher", dispatcher.serve)
+    this.in_background("stopping", stopping.serve)
+    this.in_background("polls", polls.serve)
     this.in_background("heartbeats", dispatcher.keep_in_touch)
     this.in_background("hearing", Hearing(listener.hints, hear).serve)
+    this.on_drain(polls.drain)
     this.on_drain(dispatcher.drain)
     this.at_end(partial(asyncio.to_thread, listener.close))
     this.at_end(database.aclose)

@@ -12,24 +12,18 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind
-
-from flowrun.v1 import lease_pb2
-from penstock.domain.agent import AgentHello, Offered
+from penstock.domain.agent import AgentHello, Joined
 from penstock.domain.errors import Refusal, SessionReplaced, Unavailable
 from penstock.domain.ids import LaneId, ProcessId, StreamId, TenantId
 from penstock.domain.lanes import Lane, Seat, share
-from penstock.domain.lease import HeldLease, Lease
-from penstock.domain.limits import OFFERS_BYTES_MAX, OFFERS_PER_TAKE_MAX
+from penstock.domain.lease import Lease
+from penstock.domain.limits import OFFERS_PER_TAKE_MAX
 from penstock.queue import operations
+from penstock.queue.offers import fitting
 from penstock.queue.operations import Grant, Taken
 from penstock.queue.stream import AgentStream
-from penstock.runtime import telemetry
 from penstock.runtime.drawing import Drawing
 from penstock.storage.database import Database
-from penstock.wire import leases as wire
 
 LOGGER: Final = logging.getLogger(__name__)
 AWAY_PAUSE_SECONDS: Final = 0.5
@@ -57,22 +51,26 @@ class Dispatcher:
         self._turns: dict[TenantId, LaneId] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._present: set[StreamId] = set()
+        self._staying: set[StreamId] = set()
         self._nobody = asyncio.Event()
         self._nobody.set()
         self._woken = asyncio.Event()
         self._draining = False
         self._taking = asyncio.Lock()
+        self._next_round = asyncio.Event()
         self._taken_for: set[TenantId] = set()
         # Tenants that may have offers of this process which no stream has in hand: a take, or a stream's end, of which
         # it is not known whether it was committed.
         self._unsure: set[TenantId] = set()
+        # Offers that were the answer of a long poll, which has ended, each until its time is over.
+        self._entrusted: dict[TenantId, dict[Lease, float]] = {}
 
     def wake(self) -> None:
         """Something may be due, or may be placed now. To be called on the event loop's thread."""
         self._woken.set()
 
     @asynccontextmanager
-    async def joined(self, tenant: TenantId, hello: AgentHello) -> AsyncIterator[tuple[AgentStream, list[Lease]]]:
+    async def joined(self, tenant: TenantId, hello: AgentHello) -> AsyncIterator[tuple[AgentStream, Joined]]:
         """While it lasts the stream gets offers; leaving gives back those that were not accepted, at once."""
         if self._draining:
             raise going()
@@ -83,15 +81,25 @@ class Dispatcher:
         # an opening that is committed after all must not pass for the agent's present one.
         joining = asyncio.create_task(self._database.run(operations.join, tenant, hello, stream.id))
         try:
-            lost = await asyncio.shield(joining)
+            judged = await asyncio.shield(joining)
             self._admit(stream)
-            yield stream, lost
+            yield stream, judged
         finally:
             stream.close()
             leaving = asyncio.create_task(self._leave(stream, joining))
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
             await asyncio.shield(leaving)
+
+    def entrust(self, stream: AgentStream) -> None:
+        """Let an agent keep the offers of its stream, and its place, when the stream ends: it was a long poll.
+
+        They were its answer, and last until they expire; the agent stays connected for as long as it has proved to be.
+        """
+        now = asyncio.get_running_loop().time()
+        kept = {lease: end for lease, end in self._entrusted.get(stream.tenant, {}).items() if end > now}
+        self._entrusted[stream.tenant] = kept | stream.surrender()
+        self._staying.add(stream.id)
 
     async def serve(self) -> None:
         """Take and hand out, again and again, until cancelled."""
@@ -112,15 +120,17 @@ class Dispatcher:
 
     async def run_once(self) -> float:
         """Hand out what is due and can be placed, for every tenant; return the seconds until more becomes due."""
-        waits = [self._sweep_seconds]
         async with self._taking:
-            for tenant in sorted(self._unsure):
-                await self._give_back_strays(tenant)
-            for tenant in sorted({stream.tenant for stream in self._streams.values() if stream.room > 0}):
-                taken = await self._take(tenant)
-                if taken.next_due_in is not None:
-                    waits.append(taken.next_due_in.total_seconds())
-        return max(0.0, min(waits))
+            this_round, self._next_round = self._next_round, asyncio.Event()
+            try:
+                return await self._hand_out_everywhere()
+            finally:
+                this_round.set()
+
+    async def a_round(self) -> None:
+        """Return once everything that is due has been handed out to whoever had room when this was called."""
+        self.wake()
+        await self._next_round.wait()
 
     async def keep_in_touch(self) -> None:
         """Once per heartbeat say who lives, until cancelled."""
@@ -147,10 +157,21 @@ class Dispatcher:
         async with self._taking:
             for tenant in sorted(self._taken_for):
                 try:
-                    await self._database.run(operations.give_back_strays, tenant, (), holder=self._holder)
+                    kept = self._entrusted.get(tenant, ())
+                    await self._database.run(operations.give_back_strays, tenant, kept, holder=self._holder)
                 except Refusal as refusal:
                     LOGGER.warning("offers that were not accepted wait until they expire: %s", refusal)
         await self._nobody.wait()
+
+    async def _hand_out_everywhere(self) -> float:
+        waits = [self._sweep_seconds]
+        for tenant in sorted(self._unsure):
+            await self._give_back_strays(tenant)
+        for tenant in sorted({stream.tenant for stream in self._streams.values() if stream.room > 0}):
+            taken = await self._take(tenant)
+            if taken.next_due_in is not None:
+                waits.append(taken.next_due_in.total_seconds())
+        return max(0.0, min(waits))
 
     async def _take(self, tenant: TenantId) -> Taken:
         labels = {each.id: each.labels for each in self._of(tenant)}
@@ -189,7 +210,7 @@ class Dispatcher:
             batches.setdefault(seat.stream_id, []).append(grant)
         for stream_id, batch in batches.items():
             stream = self._streams.get(stream_id)
-            offers = _fitting(batch) if stream and stream.room >= len(batch) else []
+            offers = fitting(batch) if stream and stream.room >= len(batch) else []
             stranded += [grant.held.lease for grant in batch[len(offers) :]]
             if stream and offers:
                 stream.offer(offers)
@@ -205,7 +226,7 @@ class Dispatcher:
         for older in sorted(same_agent, key=lambda each: each.id)[:-1]:
             older.close(_replaced(older))
 
-    async def _leave(self, stream: AgentStream, joining: asyncio.Task[list[Lease]]) -> None:
+    async def _leave(self, stream: AgentStream, joining: asyncio.Task[Joined]) -> None:
         """Give back what was not accepted. If the database is away, that is done once it answers."""
         self._streams.pop(stream.id, None)
         await asyncio.wait([joining])
@@ -213,17 +234,20 @@ class Dispatcher:
             if in_hand := stream.in_hand:
                 await self._database.run(operations.give_back, stream.tenant, in_hand, holder=self._holder)
                 self.wake()
-            await self._database.run(operations.leave, stream.tenant, stream.hello.agent_id, stream.id)
+            if stream.id not in self._staying:
+                await self._database.run(operations.leave, stream.tenant, stream.hello.agent_id, stream.id)
         except Refusal as refusal:
             self._unsure.add(stream.tenant)
             LOGGER.warning("the stream of agent %s ended without a trace: %s", stream.hello.name, refusal)
         finally:
             self._present.discard(stream.id)
+            self._staying.discard(stream.id)
             if not self._present:
                 self._nobody.set()
 
     async def _give_back_strays(self, tenant: TenantId) -> None:
         in_hand = [lease for stream in self._of(tenant) for lease in stream.in_hand]
+        in_hand += self._entrusted.get(tenant, ())
         await self._database.run(operations.give_back_strays, tenant, in_hand, holder=self._holder)
         self._unsure.discard(tenant)
 
@@ -253,36 +277,3 @@ def _in_turn(lanes: Sequence[Lane], last: LaneId | None) -> Sequence[Lane]:
     """The lanes in their order, beginning behind the one that was served last, so that none is always the first."""
     behind: Callable[[Lane], bool] = lambda lane: last is not None and lane.id <= last  # noqa: E731
     return sorted(lanes, key=lambda lane: (behind(lane), lane.id))
-
-
-def _fitting(batch: Sequence[Grant]) -> list[tuple[HeldLease, lease_pb2.Offer]]:
-    """The offers of the first grants that one message can carry, and of at least one."""
-    left = OFFERS_BYTES_MAX
-    offers: list[tuple[HeldLease, lease_pb2.Offer]] = []
-    for grant in batch:
-        offer = wire.offer_to_proto(Offered(grant.run, grant.flow, grant.held, {}))
-        left -= offer.ByteSize()
-        if left < 0 and offers:
-            break
-        offer.trace_context.update(_waited(grant))
-        offers.append((grant.held, offer))
-    return offers
-
-
-def _waited(grant: Grant) -> Mapping[str, str]:
-    """Traces the time that a run has waited, under the trace of its creation; the context to go on in."""
-    waited = telemetry.tracer().start_span(
-        "queue wait",
-        context=telemetry.context_from(grant.run.traceparent, grant.run.tracestate),
-        kind=SpanKind.PRODUCER,
-        start_time=_nanoseconds(grant.entry.due_time.timestamp()),
-        attributes={"penstock.flow_run.id": str(grant.run.id), "penstock.fence": grant.entry.fence},
-    )
-    context = trace.set_span_in_context(waited, Context())
-    assert grant.entry.grant_time is not None
-    waited.end(_nanoseconds(grant.entry.grant_time.timestamp()))
-    return telemetry.carrier(context)
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1_000_000) * 1_000

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 from pendulum import DateTime
 
-from penstock.domain.agent import Agent, AgentHello, Releasing
+from penstock.domain.agent import Agent, AgentHello, Joined, Releasing
+from penstock.domain.errors import FlowRunFinal, LabelsMissing
 from penstock.domain.flow import Flow
 from penstock.domain.flow_run import FlowRun
-from penstock.domain.ids import AgentId, FlowId, LaneId, ProcessId, StreamId, TenantId
-from penstock.domain.lanes import Lane
+from penstock.domain.ids import AgentId, FlowId, FlowRunId, LaneId, ProcessId, StreamId, TenantId
+from penstock.domain.lanes import Lane, missing_labels
 from penstock.domain.lease import (
     Change,
     EndedBy,
@@ -23,6 +25,8 @@ from penstock.domain.lease import (
     Phase,
     accepted,
     declined,
+    may_be_offered,
+    offered,
     released,
     renew,
 )
@@ -78,6 +82,57 @@ def take(
     grants = [_grant(entry, runs[entry.flow_run_id], used, ttl) for entry in entries]
     next_due_time = queue.next_due_time(tx, tenant)
     return Taken(grants, None if next_due_time is None else next_due_time - tx.now)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a long poll waits for: a run to lease, and the end of what its agent holds."""
+
+    flow_run_id: FlowRunId | None
+    held: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is for a long poll now, and how long it is until there may be more; None when nobody can tell.
+
+    `gone` says that the run it waits for is live no more, `ready` that it may be offered.
+    """
+
+    judged: Joined
+    gone: bool = False
+    ready: bool = False
+    more_in: timedelta | None = None
+
+
+def look(tx: Transaction, tenant: TenantId, watches: Sequence[Watch]) -> list[Seen]:
+    """What there is for each of these long polls, asked for all of them at once."""
+    asked = {lease.flow_run_id for watch in watches for lease in watch.held}
+    asked.update(watch.flow_run_id for watch in watches if watch.flow_run_id is not None)
+    entries = queue.by_run(tx, tenant, asked)
+    return [_seen(watch, entries, tx.now) for watch in watches]
+
+
+def check_named(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, labels: frozenset[str]) -> None:
+    """Refuse a run that there is not or that is final, and one that is not for an agent with these labels."""
+    run = flow_runs.get(tx, tenant, flow_run_id)
+    if missing := missing_labels(labels, run.labels):
+        raise LabelsMissing(flow_run_id=str(run.id), missing=missing)
+    if run.final:
+        raise FlowRunFinal(flow_run_id=str(run.id), present=run.state.name)
+
+
+def offer_flow_run(
+    tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, *, holder: ProcessId, ttl: timedelta
+) -> Grant | None:
+    """Lease this one run, whoever else waits in its lane; None unless it is due and waits."""
+    entry = queue.hold_runs(tx, tenant, [flow_run_id]).get(flow_run_id)
+    if entry is None or not may_be_offered(entry, now=tx.now):
+        return None
+    taken = offered(entry, holder=holder, now=tx.now, ttl=ttl)
+    queue.offer(tx, tenant, entry, taken)
+    run = flow_runs.get(tx, tenant, flow_run_id)
+    return _grant(taken, run, flows.by_id(tx, tenant, [run.flow_id]), ttl)
 
 
 def give_back(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: ProcessId) -> int:
@@ -159,11 +214,15 @@ def release_flow_runs(tx: Transaction, tenant: TenantId, releasings: Sequence[Re
     return [LeaseResult(lease, outcomes[lease]) for lease in leases]
 
 
-def join(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: StreamId) -> list[Lease]:
-    """Write the agent and its stream; return which of the leases that it says it holds are over."""
+def join(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: StreamId) -> Joined:
+    """Write the agent and its stream; return what became of the leases that it says it holds."""
     agents.connect(tx, tenant, hello, stream_id)
-    held = queue.rejoin(tx, tenant, hello.held, holder=hello.agent_id)
-    return [lease for lease in hello.held if lease not in held]
+    return _judged(hello.held, queue.rejoin(tx, tenant, hello.held, holder=hello.agent_id))
+
+
+def stopping(tx: Transaction, tenant: TenantId, agent_ids: Iterable[AgentId]) -> Mapping[UUID, Sequence[Lease]]:
+    """Of these agents, the leases whose work shall stop."""
+    return queue.stopping(tx, tenant, agent_ids)
 
 
 def leave(tx: Transaction, tenant: TenantId, agent_id: AgentId, stream_id: StreamId) -> None:
@@ -187,6 +246,33 @@ def replaced(tx: Transaction, tenant: TenantId, streams: Mapping[StreamId, Agent
 def list_agents(tx: Transaction, tenant: TenantId, page: Page, *, proven_within: timedelta) -> list[Agent]:
     """A page of agents, the last seen first."""
     return agents.list_agents(tx, tenant, page, proven_within=proven_within)
+
+
+def _seen(watch: Watch, entries: Mapping[FlowRunId, Entry], now: DateTime) -> Seen:
+    present = {Lease(each.flow_run_id, each.fence): each for each in entries.values() if each.phase in queue.HOLDING}
+    judged = _judged(watch.held, present)
+    if watch.flow_run_id is None:
+        return Seen(judged)
+    entry = entries.get(watch.flow_run_id)
+    if entry is None:
+        return Seen(judged, gone=True)
+    if may_be_offered(entry, now=now):
+        return Seen(judged, ready=True)
+    match entry.phase:
+        case Phase.WAITING:
+            return Seen(judged, more_in=entry.due_time - now)
+        case Phase.OFFERED if entry.lease_expire_time is not None:
+            return Seen(judged, more_in=max(entry.due_time, entry.lease_expire_time) - now)
+        case _:
+            return Seen(judged)
+
+
+def _judged(said: Iterable[Lease], held: Mapping[Lease, Entry]) -> Joined:
+    leases = tuple(said)
+    return Joined(
+        lost=tuple(lease for lease in leases if lease not in held),
+        stopping=tuple(lease for lease in leases if lease in held and held[lease].phase is Phase.STOPPING),
+    )
 
 
 def _grant(entry: Entry, run: FlowRun, used: Mapping[FlowId, Flow], ttl: timedelta) -> Grant:

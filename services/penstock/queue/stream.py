@@ -1,10 +1,10 @@
-"""One agent's stream: credit in, offers out, liveness both ways. A stream carries; the dispatcher decides."""
+"""One agent's stream: credit in, offers and stops out, liveness both ways. A stream carries; others decide."""
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import timedelta
 from itertools import takewhile
 from typing import Any, Final, Protocol, TypeAlias
@@ -14,11 +14,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from flowrun.v1 import lease_pb2
 from flowrun.v1 import queue_service_pb2 as pb
-from penstock.domain.agent import AgentHello
+from penstock.domain.agent import AgentHello, Joined
 from penstock.domain.errors import AgentSilent, InvalidRequest, Refusal, Unavailable, Violation
 from penstock.domain.ids import StreamId, TenantId
 from penstock.domain.lease import HeldLease, Lease
-from penstock.domain.limits import SILENCE_INTERVALS_MAX
+from penstock.domain.limits import SILENCE_INTERVALS_MAX, STOPS_WAITING_MAX
 from penstock.domain.window import Window
 from penstock.wire import leases as wire
 
@@ -30,7 +30,7 @@ class AgentStream:
     """What the dispatcher knows of one stream: who is at its other end, and what may be sent there.
 
     Only the event loop's thread touches it. At most one batch of offers waits to be written, because a stream that has
-    one has no room: so a reader that stalls fills no memory.
+    one has no room, and so many stops and no more: so a reader that stalls fills no memory.
     """
 
     def __init__(self, tenant: TenantId, hello: AgentHello, stream_id: StreamId, woken: Callable[[], None]) -> None:
@@ -44,6 +44,8 @@ class AgentStream:
         self._in_hand: dict[Lease, float] = {}
         self._offers: Sequence[lease_pb2.Offer] = ()
         self._signs: deque[pb.Heartbeat] = deque()
+        self._stops: deque[Lease] = deque()
+        self._told: set[Lease] = set()
         self._beats = 0
         self._echoed = 0
         self._stirred = asyncio.Event()
@@ -70,13 +72,46 @@ class AgentStream:
         self._offers = [offer for _, offer in offers]
         self._stirred.set()
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def offered(self) -> Sequence[lease_pb2.Offer]:
+        """The batch of offers that waits to be written; none once it is closed."""
+        return () if self._closed else self._offers
+
+    def surrender(self) -> dict[Lease, float]:
+        """The offers in hand, each with when it ends by the loop's clock. From now on they are not this stream's."""
+        self._forget_expired()
+        surrendered, self._in_hand = self._in_hand, {}
+        return surrendered
+
+    def stop(self, stopping: Collection[Lease]) -> None:
+        """Tell of leases whose work shall stop, each once. `stopping` are all of this agent that shall stop now.
+
+        What shall stop no longer is forgotten. What finds no room is told the next time.
+        """
+        now = frozenset(stopping)
+        self._told &= now
+        fresh = [lease for lease in stopping if lease not in self._told]
+        fitting = fresh[: max(0, STOPS_WAITING_MAX - len(self._stops))]
+        if fitting:
+            self._told.update(fitting)
+            self._stops.extend(fitting)
+            self._stirred.set()
+
+    def allow(self, granted_total: int) -> None:
+        """Let it have offers, up to that many since it opened."""
+        if self._window.grant(granted_total):
+            self._woken()
+
     def hear(self, request: pb.StreamFlowRunsRequest) -> None:
         """Take a message of the agent. Credit only ever grows, so a repeated one changes nothing."""
         self.heard_of = True
         match request.WhichOneof("message"):
             case "credit":
-                if self._window.grant(request.credit.granted_total):
-                    self._woken()
+                self.allow(request.credit.granted_total)
             case "heartbeat" if request.heartbeat.number < 0:
                 self._echoed = max(self._echoed, min(self._beats, -request.heartbeat.number))
             case "heartbeat":
@@ -105,7 +140,7 @@ class AgentStream:
 
     async def next_message(self) -> pb.StreamFlowRunsResponse | None:
         """The next message to write; None once it is closed. Raises the refusal that it was closed with."""
-        while not (self._closed or self._offers or self._signs):
+        while not (self._closed or self._offers or self._signs or self._stops):
             self._stirred.clear()
             await self._stirred.wait()
         if self._ending:
@@ -114,6 +149,8 @@ class AgentStream:
             return None
         if self._signs:
             return pb.StreamFlowRunsResponse(heartbeat=self._signs.popleft())
+        if self._stops:
+            return pb.StreamFlowRunsResponse(stop=pb.Stop(lease=wire.lease_to_proto(self._stops.popleft())))
         return pb.StreamFlowRunsResponse(offers=pb.Offers(offers=self._offers))
 
     def written(self, message: pb.StreamFlowRunsResponse) -> None:
@@ -133,10 +170,16 @@ class AgentStream:
 class Streams(Protocol):
     """Where streams are joined to what hands out work."""
 
-    def joined(
-        self, tenant: TenantId, hello: AgentHello
-    ) -> AbstractAsyncContextManager[tuple[AgentStream, list[Lease]]]:
+    def joined(self, tenant: TenantId, hello: AgentHello) -> AbstractAsyncContextManager[tuple[AgentStream, Joined]]:
         """While it lasts the stream gets offers; leaving it gives back those that were not accepted."""
+        ...
+
+
+class Stops(Protocol):
+    """Where streams learn what their agents shall stop."""
+
+    def told_to(self, stream: AgentStream) -> AbstractContextManager[None]:
+        """While it lasts the stream is told."""
         ...
 
 
@@ -145,11 +188,12 @@ async def serve_agent(
     context: Context,
     tenant: TenantId,
     streams: Streams,
+    stops: Stops,
     *,
     heartbeat_interval: timedelta,
     age_max: timedelta,
 ) -> None:
-    """Carry offers to one agent until it half-closes or falls silent, or its stream grows old or is closed."""
+    """Carry offers and stops to one agent until it half-closes or falls silent, or its stream grows old or closes."""
     silence_seconds = heartbeat_interval.total_seconds() * SILENCE_INTERVALS_MAX
     loop = asyncio.get_running_loop()
     agent_id = "of this stream"
@@ -157,11 +201,12 @@ async def serve_agent(
         async with asyncio.timeout(silence_seconds) as silence:
             hello = await _first(requests)
             agent_id = str(hello.agent_id)
-            async with streams.joined(tenant, hello) as (stream, lost), asyncio.TaskGroup() as tasks:
+            async with streams.joined(tenant, hello) as (stream, joined), asyncio.TaskGroup() as tasks:
                 interval = Duration()
                 interval.FromTimedelta(heartbeat_interval)
-                welcome = pb.Welcome(lost=map(wire.lease_to_proto, lost), heartbeat_interval=interval)
+                welcome = pb.Welcome(lost=map(wire.lease_to_proto, joined.lost), heartbeat_interval=interval)
                 await context.write(pb.StreamFlowRunsResponse(welcome=welcome))
+                stream.stop(joined.stopping)
 
                 async def listen() -> None:
                     async for request in requests:
@@ -179,10 +224,11 @@ async def serve_agent(
                     stream.close(Unavailable(detail="the stream has grown old; open another"))
 
                 at_work = [tasks.create_task(each()) for each in (listen, beat, grow_old)]
-                while (message := await stream.next_message()) is not None:
-                    async with asyncio.timeout(silence_seconds):
-                        await context.write(message)
-                    stream.written(message)
+                with stops.told_to(stream):
+                    while (message := await stream.next_message()) is not None:
+                        async with asyncio.timeout(silence_seconds):
+                            await context.write(message)
+                        stream.written(message)
                 for task in at_work:
                     task.cancel()
     except* TimeoutError:

@@ -27,11 +27,12 @@ _ROOM_WAIT: Final = timedelta(seconds=1)
 class Page(Generic[Item, End]):
     """What lies behind a cursor: items in order, each with its own cursor; and the end marker, if they end here.
 
-    A page with neither is a heartbeat.
+    A page with neither is a heartbeat. One with a refusal says why there is nothing to follow any more.
     """
 
     items: Sequence[tuple[int, Item]] = ()
     ended: End | None = None
+    refusal: Refusal | None = None
 
 
 Look = Callable[[Mapping[FlowRunId, int]], Awaitable[Mapping[FlowRunId, Page[Item, End]]]]
@@ -79,7 +80,7 @@ class Follower(Generic[Item, End]):
         self._closed = False
 
     async def follow(self, run_id: FlowRunId, after: int) -> AsyncGenerator[Page[Item, End], None]:
-        """Every page after that cursor, empty ones as heartbeats, until the end marker.
+        """Every page after that cursor, empty ones as heartbeats, until the end marker or a refusal, which is raised.
 
         Use it in `async with contextlib.aclosing(...)`, so that a caller who goes away is forgotten at once.
         """
@@ -87,6 +88,8 @@ class Follower(Generic[Item, End]):
         try:
             while True:
                 page = await self._next_page(watcher)
+                if page.refusal:
+                    raise dataclasses.replace(page.refusal)  # every watcher writes its own traceback on its copy
                 if page.items:
                     watcher.cursor = page.items[-1][0]
                 yield page
@@ -183,7 +186,7 @@ class Follower(Generic[Item, End]):
             await self._ask({run_id: asked})
 
     def _deliver(self, page: Page[Item, End], watchers: Iterable[_Watcher[Item, End]]) -> None:
-        if not page.items and not page.ended:
+        if not page.items and not page.ended and not page.refusal:
             return
         for watcher in watchers:
             if watcher.page is not None and watcher.waits:

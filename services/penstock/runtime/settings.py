@@ -7,6 +7,7 @@ Nothing else reads the environment.
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,8 @@ from penstock.domain.limits import (
 
 PREFIX: Final = "PENSTOCK_"
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+ADDRESS_FORM: Final = "HOST:PORT, such as 127.0.0.1:4710"
+CREDENTIAL_FORM: Final = "printable ASCII characters without white space at its ends"
 FLOW_RUN_PORT: Final = 4710
 QUEUE_PORT: Final = 4711
 LOG_PORT: Final = 4712
@@ -86,6 +89,7 @@ class ServiceSettings(Settings):
         _demand(self.port <= 65_535, "PORT", "a port from 0 to 65535", self.port)
         _demand(self.database_threads >= 1, "DATABASE_THREADS", "at least 1", self.database_threads)
         _demand(self.log_level in LOG_LEVELS, "LOG_LEVEL", f"one of {', '.join(LOG_LEVELS)}", self.log_level)
+        _demand_token(self.token)
         if not is_loopback(self.host) and not self.token:
             raise SettingsError(
                 f"{PREFIX}HOST must be a loopback address, not {self.host!r}, as long as {PREFIX}TOKEN is not set: "
@@ -148,6 +152,10 @@ class ClientSettings(Settings):
     timeout: timedelta = DEADLINE_DEFAULT
 
     def __post_init__(self) -> None:
+        for name in ("address", "flow_run_address", "queue_address", "log_address"):
+            given = getattr(self, name)
+            _demand(not given or is_address(given), name.upper(), ADDRESS_FORM, given)
+        _demand_token(self.token)
         for name, port in (("flow_run", FLOW_RUN_PORT), ("queue", QUEUE_PORT), ("log", LOG_PORT)):
             given = getattr(self, f"{name}_address")
             object.__setattr__(self, f"{name}_address", given or self.address or f"127.0.0.1:{port}")
@@ -175,6 +183,22 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_address(text: str) -> bool:
+    """Whether a channel can be opened to it: host and port, or a name in one of gRPC's own schemes.
+
+    gRPC itself takes anything, and a port that is missing for 443.
+    """
+    if text.startswith(_SCHEMES):
+        return True
+    matched = _HOST_AND_PORT.fullmatch(text)
+    return matched is not None and 1 <= int(matched["port"]) <= 65_535
+
+
+def is_token(text: str) -> bool:
+    """Whether a call can bear it."""
+    return text.isascii() and text.isprintable() and text == text.strip()
 
 
 def joined(host: str, port: int) -> str:
@@ -275,6 +299,16 @@ _CONVERSIONS: Final[Mapping[Any, tuple[Callable[[str], Any], str]]] = {
     Path: (_path, "a path"),
     Path | None: (_path, "a path"),
 }
+
+
+_SCHEMES: Final = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:")
+_HOST_AND_PORT: Final = re.compile(r"([^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+(%\w+)?\]):(?P<port>[0-9]{1,5})")
+
+
+def _demand_token(token: str) -> None:
+    # The token itself is a secret, and a message may be logged.
+    if not is_token(token):
+        raise SettingsError(f"{PREFIX}TOKEN must be {CREDENTIAL_FORM}.")
 
 
 def _demand(holds: bool, name: str, expected: str, found: object) -> None:

@@ -5,7 +5,8 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, tuple_, update
+from pendulum import DateTime
+from sqlalchemy import Row, Select, func, select, tuple_, update
 
 from penstock.domain.agent import Agent, AgentHello
 from penstock.domain.ids import AgentId, StreamId, TenantId
@@ -13,7 +14,7 @@ from penstock.domain.queries import Page
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
 from penstock.storage.flows import TIME_AND_ID
-from penstock.storage.queue import HOLDING
+from penstock.storage.queue import HOLDING, IS_LEASED
 from penstock.storage.schema import agents, queue_entries
 
 column = agents.c
@@ -60,29 +61,44 @@ def seen(tx: Transaction, tenant: TenantId, agent_ids: Iterable[AgentId]) -> Map
 
 def list_agents(tx: Transaction, tenant: TenantId, page: Page, *, proven_within: timedelta) -> list[Agent]:
     """A page of agents, the last seen first. One is healthy if its stream is open and proved to live of late."""
-    held = queue_entries.c
-    used = (
-        select(func.count())
-        .where(held.tenant_id == tenant, held.holder == column.agent_id, held.phase.in_(HOLDING))
-        .scalar_subquery()
-    )
-    listed = select(agents, used.label("slots_used")).where(column.tenant_id == tenant)
+    listed = _with_slots_used(tenant)
     if page.after:
         listed = listed.where(tuple_(column.last_seen_time, column.agent_id) < tuple_(*page.after, types=TIME_AND_ID))
     listed = listed.order_by(column.last_seen_time.desc(), column.agent_id.desc()).limit(page.size)
-    proven_since = tx.now - proven_within
+    since = tx.now - proven_within
+    return [_from_row(row, since) for row in tx.conn.execute(listed)]
 
-    def from_row(row: Row[Any]) -> Agent:
-        return Agent(
-            agent_id=row.agent_id,
-            name=row.name,
-            labels=row.labels,
-            slots=row.slots,
-            slots_used=row.slots_used,
-            version=row.version,
-            healthy=row.stream_id is not None and row.last_seen_time >= proven_since,
-            connect_time=row.connect_time,
-            last_seen_time=row.last_seen_time,
-        )
 
-    return list(map(from_row, tx.conn.execute(listed)))
+def connected(tx: Transaction, tenant: TenantId, *, proven_within: timedelta) -> list[Agent]:
+    """Every agent that is healthy."""
+    since = tx.now - proven_within
+    found = _with_slots_used(tenant).where(column.stream_id.is_not(None), column.last_seen_time >= since)
+    return [_from_row(row, since) for row in tx.conn.execute(found.order_by(column.agent_id))]
+
+
+def _with_slots_used(tenant: TenantId) -> Select[Any]:
+    """Agents, each with how many leases it holds; counted in one pass over the leases, not in one for each agent."""
+    held = queue_entries.c
+    used = (
+        select(held.holder, func.count().label("slots_used"))
+        .where(held.tenant_id == tenant, IS_LEASED, held.phase.in_(HOLDING))
+        .group_by(held.holder)
+        .subquery()
+    )
+    counted = func.coalesce(used.c.slots_used, 0).label("slots_used")
+    agents_and_used = agents.outerjoin(used, used.c.holder == column.agent_id)
+    return select(agents, counted).select_from(agents_and_used).where(column.tenant_id == tenant)
+
+
+def _from_row(row: Row[Any], proven_since: DateTime) -> Agent:
+    return Agent(
+        agent_id=row.agent_id,
+        name=row.name,
+        labels=row.labels,
+        slots=row.slots,
+        slots_used=row.slots_used,
+        version=row.version,
+        healthy=row.stream_id is not None and row.last_seen_time >= proven_since,
+        connect_time=row.connect_time,
+        last_seen_time=row.last_seen_time,
+    )

@@ -55,6 +55,11 @@ class DatabaseClock:
 NOW: Final = select(func.clock_timestamp(type_=UtcTime))
 
 
+class Overtaken(Exception):
+    """Raised by work that met what it should have locked before, because another transaction came between two of its
+    statements: nothing of it is kept, and it begins again."""
+
+
 class Database:
     """The only place that opens transactions, and the only one that repeats them."""
 
@@ -125,6 +130,9 @@ class Database:
                     if conn.dialect.name != "sqlite":
                         notify(conn, tx.hint)
                 return tx, answer
+            except Overtaken as overtaken:
+                if last:
+                    raise Unavailable(detail="others came first each time that it tried") from overtaken
             except DBAPIError as error:
                 if lost_a_race(error) and not last:
                     continue

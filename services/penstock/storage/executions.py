@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, bindparam, select, tuple_, update
+from sqlalchemy import Row, bindparam, delete, select, tuple_, update
 
-from penstock.domain.ids import TenantId
+from penstock.domain.ids import FlowRunId, TenantId
 from penstock.domain.lease import Execution, Lease
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
@@ -42,6 +42,11 @@ def advance(tx: Transaction, tenant: TenantId, advanced: Sequence[Execution]) ->
     ]
     written = tx.conn.execute(ADVANCE, rows).rowcount
     assert written == len(rows), f"{written} of {len(rows)} executions exist"
+
+
+def remove(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
+    """Delete the executions of a run."""
+    tx.conn.execute(delete(executions).where(column.tenant_id == tenant, column.flow_run_id == flow_run_id))
 
 
 def by_lease(tx: Transaction, tenant: TenantId, leases: Iterable[Lease]) -> Mapping[Lease, Execution]:

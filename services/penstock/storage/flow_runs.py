@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, bindparam, select, tuple_, update
+from sqlalchemy import Row, Select, bindparam, delete, select, tuple_, update
 
 from penstock.domain.errors import FlowRunNotFound
 from penstock.domain.flow_run import Failure, FlowRun, Transition
@@ -71,10 +71,33 @@ def save_moves(tx: Transaction, tenant: TenantId, moves: Sequence[tuple[FlowRun,
     assert moved == len(rows), f"{moved} of {len(rows)} moves met the version they were decided on"
 
 
+def remove(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
+    """Delete a run with its steps, and tell whoever watches it."""
+    tx.conn.execute(delete(flow_runs).where(run.tenant_id == tenant, run.flow_run_id == flow_run_id))
+    tx.conn.execute(delete(transitions).where(step.tenant_id == tenant, step.flow_run_id == flow_run_id))
+    tx.hint.moved.add(flow_run_id)
+
+
 def by_id(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, FlowRun]:
     """These runs, whole; the ones that do not exist are left out."""
     found = select(flow_runs).where(run.tenant_id == tenant, run.flow_run_id.in_(list(ids)))
     return {each.id: each for each in map(_from_row, tx.conn.execute(found))}
+
+
+def hold(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, FlowRun]:
+    """Lock these runs, in the order of their ids: what a run without a queue entry is guarded by."""
+    asked = list(ids)
+    if not asked:
+        return {}
+    held = select(flow_runs).where(run.tenant_id == tenant, run.flow_run_id.in_(asked))
+    rows = tx.conn.execute(held.order_by(run.flow_run_id).with_for_update())
+    return {each.id: each for each in map(_from_row, rows)}
+
+
+def existing(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> frozenset[FlowRunId]:
+    """Those of these runs that exist."""
+    found = select(run.flow_run_id).where(run.tenant_id == tenant, run.flow_run_id.in_(list(ids)))
+    return frozenset(tx.conn.scalars(found))
 
 
 def final_by_id(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, FlowRun]:
@@ -100,6 +123,15 @@ def list_runs(tx: Transaction, tenant: TenantId, wanted: RunFilter, page: Page) 
         listed = listed.where(tuple_(run.create_time, run.flow_run_id) < tuple_(*page.after, types=TIME_AND_ID))
     listed = listed.order_by(run.create_time.desc(), run.flow_run_id.desc()).limit(page.size)
     return list(map(_from_row, tx.conn.execute(listed)))
+
+
+def step_at(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, version: int) -> Transition | None:
+    """The step that led a run to that version; None if there is none."""
+    found = select(transitions).where(
+        step.tenant_id == tenant, step.flow_run_id == flow_run_id, step.version == version
+    )
+    row = tx.conn.execute(found).one_or_none()
+    return None if row is None else _step_from_row(row)
 
 
 def list_transitions(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, page: PositionPage) -> list[Transition]:

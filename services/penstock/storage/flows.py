@@ -13,6 +13,7 @@ from penstock.domain.flow import (
     EntryPoint,
     Flow,
     FlowGroup,
+    GroupDefaults,
     Policy,
     Project,
     Registration,
@@ -83,10 +84,17 @@ def lock_group(tx: Transaction, tenant: TenantId, fresh: FlowGroupId, project_id
     return groups_by_id(tx, tenant, [locked])[locked]
 
 
+def hold_group(tx: Transaction, tenant: TenantId, group_id: FlowGroupId) -> FlowGroup:
+    """This flow group, locked, so that its flows are registered and archived one by one; refused if there is none."""
+    this = (group.tenant_id == tenant, group.flow_group_id == group_id)
+    # Locked before it is read: what another transaction did to it meanwhile is then seen.
+    tx.conn.execute(select(group.flow_group_id).where(*this).with_for_update())
+    return group_by_id(tx, tenant, group_id)
+
+
 def add_version(tx: Transaction, tenant: TenantId, fresh: FlowId, owner: FlowGroup, registration: Registration) -> None:
     """Archive the live flow of a locked group and make the next version the live one."""
-    live = (flow.tenant_id == tenant, flow.flow_group_id == owner.id, flow.archive_time.is_(None))
-    tx.conn.execute(update(flows).where(*live).values(archive_time=tx.now))
+    archive_live(tx, tenant, owner)
     version = owner.latest_version + 1
     row = {
         "tenant_id": tenant,
@@ -108,6 +116,25 @@ def add_version(tx: Transaction, tenant: TenantId, fresh: FlowId, owner: FlowGro
     tx.conn.execute(insert(flows).values(row))
     this = (group.tenant_id == tenant, group.flow_group_id == owner.id)
     tx.conn.execute(update(flow_groups).where(*this).values(latest_version=version))
+
+
+def archive_live(tx: Transaction, tenant: TenantId, owner: FlowGroup) -> None:
+    """Archive the live flow of a locked group; nothing if it has none."""
+    live = (flow.tenant_id == tenant, flow.flow_group_id == owner.id, flow.archive_time.is_(None))
+    tx.conn.execute(update(flows).where(*live).values(archive_time=tx.now))
+
+
+def unarchive(tx: Transaction, tenant: TenantId, flow_id: FlowId) -> None:
+    """Make a flow live, in a locked group that has no live one."""
+    this = (flow.tenant_id == tenant, flow.flow_id == flow_id)
+    tx.conn.execute(update(flows).where(*this).values(archive_time=None))
+
+
+def update_group(tx: Transaction, tenant: TenantId, group_id: FlowGroupId, defaults: GroupDefaults) -> None:
+    """Replace the defaults of a group, each whole."""
+    this = (group.tenant_id == tenant, group.flow_group_id == group_id)
+    values = {name: getattr(defaults, name) for name in GroupDefaults.__slots__}
+    tx.conn.execute(update(flow_groups).where(*this).values(values))
 
 
 def by_id(tx: Transaction, tenant: TenantId, ids: Iterable[FlowId]) -> Mapping[FlowId, Flow]:
@@ -136,6 +163,21 @@ def groups_by_name(tx: Transaction, tenant: TenantId, name: FlowName) -> Sequenc
     if name.project_name is not None:
         found = found.where(project.name == name.project_name)
     return list(map(_group_from_row, tx.conn.execute(found.order_by(project.name))))
+
+
+def latest_archived(tx: Transaction, tenant: TenantId, group_id: FlowGroupId, limit: int) -> list[FlowId]:
+    """The archived flows of a group that were registered last, the newest first."""
+    archived = (flow.tenant_id == tenant, flow.flow_group_id == group_id, flow.archive_time.is_not(None))
+    return list(tx.conn.scalars(select(flow.flow_id).where(*archived).order_by(flow.version.desc()).limit(limit)))
+
+
+def group_names(tx: Transaction, tenant: TenantId, limit: int) -> list[str]:
+    """Names of the tenant's flow groups, each once, `limit` at most."""
+    return list(
+        tx.conn.scalars(
+            select(group.name).where(group.tenant_id == tenant).distinct().order_by(group.name).limit(limit)
+        )
+    )
 
 
 def list_flows(tx: Transaction, tenant: TenantId, wanted: FlowFilter, page: Page) -> list[Flow]:

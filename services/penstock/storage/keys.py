@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from pendulum import DateTime
-from sqlalchemy import Row, delete, select, tuple_
+from sqlalchemy import Row, delete, select, tuple_, update
 
 from penstock.domain.flow_run import Fingerprint
 from penstock.domain.ids import FlowRunId, TenantId
@@ -84,6 +84,17 @@ def forget(tx: Transaction, tenant: TenantId, runs: Sequence[FlowRunId]) -> None
     """Give back the keys that these runs claimed in this transaction, because they will not be created after all."""
     if runs:
         tx.conn.execute(delete(idempotency_keys).where(column.tenant_id == tenant, column.flow_run_id.in_(runs)))
+
+
+def retire(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
+    """A run is deleted: its idempotency key says so from now on, its request id is forgotten.
+
+    Keys are locked in the order in which they are claimed; a run has at most one of each kind.
+    """
+    owned = (column.tenant_id == tenant, column.flow_run_id == flow_run_id)
+    kept = (*owned, column.target_kind != TargetKind.REQUEST.value, column.delete_time.is_(None))
+    tx.conn.execute(update(idempotency_keys).where(*kept).values(delete_time=tx.now))
+    tx.conn.execute(delete(idempotency_keys).where(*owned, column.target_kind == TargetKind.REQUEST.value))
 
 
 def _claim_from_row(row: Row[Any]) -> Claim:

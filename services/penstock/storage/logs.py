@@ -19,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    delete,
     false,
     func,
     literal,
@@ -131,6 +132,14 @@ def append(
     _advance_producers(tx, tenant, additions)
 
 
+def remove(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
+    """Delete the log of a run, after whoever is writing to it, and tell whoever tails it."""
+    lock_heads(tx, tenant, [flow_run_id])
+    for table in (log_lines, log_producers, log_heads):
+        tx.conn.execute(delete(table).where(table.c.tenant_id == tenant, table.c.flow_run_id == flow_run_id))
+    tx.hint.written.add(flow_run_id)
+
+
 def lines(
     tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, after: int, limit: int, wanted: LogFilter
 ) -> LinesPage:
@@ -209,13 +218,6 @@ def standings(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> M
     for row in tx.conn.execute(found):
         rows.setdefault(row.flow_run_id, []).append(row)
     return {flow_run_id: _standing_from_rows(of_run) for flow_run_id, of_run in rows.items()}
-
-
-def existing(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> frozenset[FlowRunId]:
-    """Those of these runs that exist."""
-    run = flow_runs.c
-    found = select(run.flow_run_id).where(run.tenant_id == tenant, run.flow_run_id.in_(list(runs)))
-    return frozenset(tx.conn.scalars(found))
 
 
 # The most that a line's numbers, times, trace and tags take in a message; a character takes up to four bytes there.

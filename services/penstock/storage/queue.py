@@ -4,9 +4,10 @@ Entries are locked in a statement of their own, with fence and phase in its WHER
 are read in the next statement, because one that is joined into the locking statement can be stale.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from pendulum import DateTime
@@ -25,20 +26,24 @@ from sqlalchemy import (
     update,
 )
 
-from penstock.domain.ids import LaneId, ProcessId, TenantId
+from penstock.domain.ids import FlowRunId, LaneId, ProcessId, TenantId
 from penstock.domain.lanes import Lane
 from penstock.domain.lease import Change, Entry, Lease, Phase
 from penstock.domain.limits import LEASES_PER_CALL_MAX
+from penstock.domain.state import State
 from penstock.storage import dialect, flow_runs, lanes
 from penstock.storage.database import Transaction
+from penstock.storage.schema import flow_runs as runs_table
 from penstock.storage.schema import lanes as lanes_table
 from penstock.storage.schema import queue_entries
 
 entry = queue_entries.c
+T = TypeVar("T")
 
 # Literals, because the planner uses a partial index only where it can see that the condition implies the index's own.
 IS_WAITING: Final[ColumnElement[bool]] = entry.phase == literal_column("'waiting'")
 IS_LEASED: Final[ColumnElement[bool]] = entry.phase != literal_column("'waiting'")
+IS_STOPPING: Final[ColumnElement[bool]] = entry.phase == literal_column("'stopping'")
 HOLDING: Final = (Phase.HELD, Phase.STOPPING)
 
 CHANGEABLE: Final = (
@@ -62,6 +67,15 @@ CHANGE: Final = update(queue_entries).where(AS_LOCKED).values({name: bindparam(f
 REMOVE: Final = delete(queue_entries).where(AS_LOCKED)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a live run stands: its entry, the lane it is in, and whether it may be taken by its time."""
+
+    entry: Entry
+    lane: Lane
+    due: bool
+
+
 def insert(tx: Transaction, tenant: TenantId, entries: Sequence[Entry]) -> None:
     """Let new runs wait, and tell the dispatchers."""
     rows = [{"tenant_id": tenant, **{name: getattr(each, name) for name in Entry.__slots__}} for each in entries]
@@ -81,13 +95,7 @@ def waiting_lanes(tx: Transaction, tenant: TenantId) -> list[Lane]:
     hops = select(first.c.lane_id).cte("hops", recursive=True)
     onward = next_lane(hops.c.lane_id).scalar_subquery()
     hops = hops.union_all(select(onward).where(hops.c.lane_id.is_not(None)))
-    due = exists().where(
-        entry.tenant_id == tenant,
-        entry.lane_id == lanes_table.c.lane_id,
-        IS_WAITING,
-        entry.rank_time <= tx.now,
-        entry.due_time <= tx.now,
-    )
+    due = exists().where(entry.tenant_id == tenant, entry.lane_id == lanes_table.c.lane_id, IS_WAITING, *_is_due(tx))
     found = (
         select(lanes_table)
         .join(hops, and_(lanes_table.c.tenant_id == tenant, lanes_table.c.lane_id == hops.c.lane_id))
@@ -95,6 +103,19 @@ def waiting_lanes(tx: Transaction, tenant: TenantId) -> list[Lane]:
         .order_by(lanes_table.c.lane_id)
     )
     return list(map(lanes.from_row, tx.conn.execute(found)))
+
+
+def standing_of(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> Standing | None:
+    """Where a live run stands, by the conditions of the take itself; None when it is not live."""
+    due = and_(*_is_due(tx)).label("is_due")
+    lane = and_(lanes_table.c.tenant_id == tenant, lanes_table.c.lane_id == entry.lane_id)
+    found = (
+        select(queue_entries, due, lanes_table.c.labels, lanes_table.c.flow_group_id)
+        .join(lanes_table, lane)
+        .where(entry.tenant_id == tenant, entry.flow_run_id == flow_run_id)
+    )
+    row = tx.conn.execute(found).one_or_none()
+    return None if row is None else Standing(_from_row(row), lanes.from_row(row), bool(row.is_due))
 
 
 def next_due_time(tx: Transaction, tenant: TenantId) -> DateTime | None:
@@ -117,7 +138,7 @@ def take(
         return (
             select(entry.flow_run_id)
             .where(entry.tenant_id == tenant, entry.lane_id == lane, IS_WAITING)
-            .where(entry.rank_time <= tx.now, entry.due_time <= tx.now)  # the first bounds the scan
+            .where(*_is_due(tx))
             .order_by(entry.rank_time, entry.flow_run_id)
             .limit(room)
             .with_for_update(skip_locked=True)
@@ -153,6 +174,61 @@ def hold(
     return {Lease(each.flow_run_id, each.fence): each for each in map(_from_row, rows)}
 
 
+def hold_runs(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> dict[FlowRunId, Entry]:
+    """Lock the entries of these runs, whoever holds them, in the order of the runs. A run left out is not live."""
+    asked = list(runs)
+    if not asked:
+        return {}
+    live = select(queue_entries).where(entry.tenant_id == tenant, entry.flow_run_id.in_(asked))
+    rows = tx.conn.execute(live.order_by(entry.flow_run_id).with_for_update())
+    return {each.flow_run_id: each for each in map(_from_row, rows)}
+
+
+def by_run(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> Mapping[FlowRunId, Entry]:
+    """The entries of these runs as they are now, not locked. A run left out is not live."""
+    found: dict[FlowRunId, Entry] = {}
+    for part in _parts(sorted(set(runs))):
+        live = select(queue_entries).where(entry.tenant_id == tenant, entry.flow_run_id.in_(part))
+        found |= {each.flow_run_id: each for each in map(_from_row, tx.conn.execute(live))}
+    return found
+
+
+def stopping(tx: Transaction, tenant: TenantId, holders: Iterable[UUID]) -> Mapping[UUID, list[Lease]]:
+    """The leases of these holders whose work shall stop; holders with none are left out."""
+    found: dict[UUID, list[Lease]] = {}
+    for part in _parts(sorted(set(holders))):
+        shall_stop = select(entry.holder, entry.flow_run_id, entry.fence).where(
+            entry.tenant_id == tenant, IS_STOPPING, entry.holder.in_(part)
+        )
+        for row in tx.conn.execute(shall_stop.order_by(entry.flow_run_id)):
+            found.setdefault(row.holder, []).append(Lease(row.flow_run_id, row.fence))
+    return found
+
+
+def orphans_exist(tx: Transaction, tenant: TenantId) -> bool:
+    """Whether `hold_orphans` would find any."""
+    return tx.conn.execute(_orphans(tenant).limit(1)).first() is not None
+
+
+def has_followers(tx: Transaction, tenant: TenantId, parent_id: FlowRunId) -> bool:
+    """Whether live children of this run, which are cancelled with it, have not been asked to stop yet."""
+    children = select(entry.flow_run_id).where(
+        entry.tenant_id == tenant, entry.parent_id == parent_id, entry.phase != Phase.STOPPING
+    )
+    return tx.conn.execute(children.limit(1)).first() is not None
+
+
+def hold_orphans(tx: Transaction, tenant: TenantId, limit: int) -> dict[Lease, Entry]:
+    """Lock up to `limit` entries, not asked to stop yet, whose parent is CANCELLING or CANCELLED.
+
+    The state of the parent is judged in the locking statement, so that of a parent which was restarted meanwhile no
+    child of its next attempt is found.
+    """
+    orphans = _orphans(tenant).order_by(entry.flow_run_id).limit(limit)
+    rows = tx.conn.execute(orphans.with_for_update(skip_locked=True, of=queue_entries))
+    return {Lease(each.flow_run_id, each.fence): each for each in map(_from_row, rows)}
+
+
 def hold_expired(tx: Transaction, tenant: TenantId, phases: Sequence[Phase], limit: int) -> dict[Lease, Entry]:
     """Lock up to `limit` entries whose lease has expired. The condition stands in the locking statement itself, so a
     lease that was renewed meanwhile lives."""
@@ -168,11 +244,9 @@ def hold_expired(tx: Transaction, tenant: TenantId, phases: Sequence[Phase], lim
 
 def give_back(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: ProcessId) -> int:
     """Let offers of this process that were not accepted wait again at once; they count nothing."""
-    ordered = sorted(leases, key=lambda lease: lease.flow_run_id)
     count = 0
-    # In parts, because a statement takes only so many parameters.
-    for start in range(0, len(ordered), LEASES_PER_CALL_MAX):
-        offered = hold(tx, tenant, ordered[start : start + LEASES_PER_CALL_MAX], (Phase.OFFERED,))
+    for part in _parts(sorted(leases, key=lambda lease: lease.flow_run_id)):
+        offered = hold(tx, tenant, part, (Phase.OFFERED,))
         count += _give_back(tx, tenant, [lease for lease, each in offered.items() if each.holder == holder])
     return count
 
@@ -208,13 +282,18 @@ def cut_expiries(tx: Transaction, tenant: TenantId, ttl: timedelta, limit: int) 
     return len(runs)
 
 
-def rejoin(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: UUID) -> set[Lease]:
-    """Write the holder of leases that an agent says it holds; return those that are indeed held."""
+def rejoin(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: UUID) -> Mapping[Lease, Entry]:
+    """Write the holder of leases that an agent says it holds; return the entries of those that are indeed held."""
     held = hold(tx, tenant, leases)
     if held:
         mine = (entry.tenant_id == tenant, _any_of(held), entry.phase.in_(HOLDING))
         tx.conn.execute(update(queue_entries).where(*mine).values(holder=holder))
-    return set(held)
+    return held
+
+
+def offer(tx: Transaction, tenant: TenantId, held: Entry, offered: Entry) -> None:
+    """Write that one locked entry is offered."""
+    _change(tx, tenant, [(held, offered)])
 
 
 def renew(tx: Transaction, tenant: TenantId, held: Iterable[Entry], renewed: Iterable[Entry]) -> None:
@@ -229,7 +308,37 @@ def save(tx: Transaction, tenant: TenantId, changes: Sequence[Change]) -> None:
     moved = [each for each in changes if each.transition]
     flow_runs.save_moves(tx, tenant, [(each.before, each.run) for each in moved])
     flow_runs.insert_transitions(tx, tenant, [each.transition for each in moved if each.transition])
-    tx.hint.due = tx.hint.due or any(each.entry and each.entry.phase is Phase.WAITING for each in changes)
+    phases = {each.entry.phase for each in changes if each.entry}
+    tx.hint.due = tx.hint.due or Phase.WAITING in phases
+    tx.hint.stop = tx.hint.stop or Phase.STOPPING in phases
+
+
+def _is_due(tx: Transaction) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """When an entry may be taken; the first condition bounds the scan."""
+    return entry.rank_time <= tx.now, entry.due_time <= tx.now
+
+
+def _orphans(tenant: TenantId) -> Select[Any]:
+    """Children of runs that are cancelled, found by hopping from parent to parent, however many children each has."""
+
+    def next_parent(beyond: ColumnElement[Any] | None) -> Select[Any]:
+        hop = select(entry.parent_id).where(entry.tenant_id == tenant, entry.parent_id.is_not(None))
+        hop = hop if beyond is None else hop.where(entry.parent_id > beyond)
+        return hop.order_by(entry.parent_id).limit(1)
+
+    first = next_parent(None).subquery()
+    hops = select(first.c.parent_id).cte("parents", recursive=True)
+    onward = next_parent(hops.c.parent_id).scalar_subquery()
+    hops = hops.union_all(select(onward).where(hops.c.parent_id.is_not(None)))
+    parent = runs_table.c
+    cancelled = select(parent.flow_run_id).where(
+        parent.tenant_id == tenant,
+        parent.flow_run_id.in_(select(hops.c.parent_id)),
+        parent.state.in_((State.CANCELLING, State.CANCELLED)),
+    )
+    return select(queue_entries).where(
+        entry.tenant_id == tenant, entry.parent_id.in_(cancelled), entry.phase != Phase.STOPPING
+    )
 
 
 def _give_back(tx: Transaction, tenant: TenantId, locked: Collection[Lease]) -> int:
@@ -244,6 +353,12 @@ def _give_back(tx: Transaction, tenant: TenantId, locked: Collection[Lease]) -> 
     assert count == len(locked), f"{count} of {len(locked)} offers were as locked"
     tx.hint.due = True
     return count
+
+
+def _parts(asked: Sequence[T]) -> Iterator[Sequence[T]]:
+    """What is asked, in parts, because a statement takes only so many parameters."""
+    for start in range(0, len(asked), LEASES_PER_CALL_MAX):
+        yield asked[start : start + LEASES_PER_CALL_MAX]
 
 
 def _any_of(leases: Iterable[Lease]) -> ColumnElement[bool]:

@@ -294,6 +294,7 @@ queue_entries = Table(
 )
 WAITING_ONLY = text("phase = 'waiting'")
 LEASED_ONLY = text("phase <> 'waiting'")
+STOPPING_ONLY = text("phase = 'stopping'")
 Index(
     "queue_entries_take_index",
     *(queue_entries.c[name] for name in ("tenant_id", "lane_id", "rank_time", "due_time", "flow_run_id")),
@@ -320,6 +321,13 @@ Index(
     queue_entries.c.lane_id,
     postgresql_where=LEASED_ONLY,
     sqlite_where=LEASED_ONLY,
+)
+Index(
+    "queue_entries_stopping_index",
+    queue_entries.c.tenant_id,
+    queue_entries.c.holder,
+    postgresql_where=STOPPING_ONLY,
+    sqlite_where=STOPPING_ONLY,
 )
 Index(
     "queue_entries_children_index",

@@ -41,21 +41,27 @@ TEMPORARY_BYTES_MAX: Final = 50
 
 @dataclass(slots=True)
 class Hint:
-    """What may have changed: whether something became due, and which runs moved or had lines written."""
+    """What may have changed: whether something became due or shall stop, and which runs moved or had lines written."""
 
     due: bool = False
+    stop: bool = False
     moved: set[FlowRunId] = field(default_factory=set)
     written: set[FlowRunId] = field(default_factory=set)
     anything: bool = False
 
     def __bool__(self) -> bool:
-        return self.due or self.anything or bool(self.moved) or bool(self.written)
+        return self.due or self.stop or self.anything or bool(self.moved) or bool(self.written)
 
 
 def encode(hint: Hint) -> str:
     """A hint as text; one that would be too long says only that anything may have changed."""
     payload = json.dumps(
-        {"due": hint.due, "moved": [run.hex for run in hint.moved], "written": [run.hex for run in hint.written]},
+        {
+            "due": hint.due,
+            "stop": hint.stop,
+            "moved": [run.hex for run in hint.moved],
+            "written": [run.hex for run in hint.written],
+        },
         separators=(",", ":"),
     )
     return payload if len(payload) <= PAYLOAD_BYTES_MAX and not hint.anything else ""
@@ -67,6 +73,7 @@ def decode(payload: str) -> Hint:
         members = json.loads(payload)
         return Hint(
             due=bool(members["due"]),
+            stop=bool(members["stop"]),
             moved={FlowRunId(UUID(run)) for run in members["moved"]},
             written={FlowRunId(UUID(run)) for run in members["written"]},
         )

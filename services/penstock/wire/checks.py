@@ -1,14 +1,15 @@
 """What a request must look like. All violations are collected and refused at once.
 
 Text is taken as given: nothing is trimmed, and no Unicode normalisation is applied, so two names that look alike may
-differ. Text that holds a NUL character is refused everywhere, because databases cannot keep it; names, labels and keys
-must also be more than white space.
+differ. Text that holds a NUL character is refused everywhere, because databases cannot keep it. Names, labels and keys
+must also be more than white space and steer no terminal; names and labels change no direction of writing and hold
+nothing that cannot be seen (`wire/characters.py`), and labels besides nothing that would have to be quoted in a list.
 
 A check that fails answers with some value of the right type, so that the checks after it can go on. No such value gets
 out: `done` refuses the request first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar, overload
@@ -22,7 +23,14 @@ from pendulum import UTC, DateTime
 from penstock.domain.errors import InvalidRequest, Violation
 from penstock.domain.flow import Labels
 from penstock.domain.json_text import Json, NotJson, parse, parse_object
-from penstock.domain.limits import LABEL_CHARACTERS_MAX, LABELS_MAX, NAME_CHARACTERS_MAX
+from penstock.domain.lanes import RESERVED_PREFIX
+from penstock.domain.limits import (
+    IDEMPOTENCY_KEY_CHARACTERS_MAX,
+    LABEL_CHARACTERS_MAX,
+    LABELS_MAX,
+    NAME_CHARACTERS_MAX,
+)
+from penstock.wire.characters import fault_of_key, fault_of_label, fault_of_name
 from penstock.wire.times import OutOfRange, to_time, to_timedelta
 
 T = TypeVar("T")
@@ -30,12 +38,21 @@ U = TypeVar("U")
 
 INT64_MAX: Final = 2**63 - 1
 
+# How often each of as many labels as are allowed may be repeated, before they are refused without a look at any.
+REPEATS_MAX: Final = 16
+# How much of what was given a refusal shows of it.
+ABRIDGED_CHARACTERS_MAX: Final = 40
+
 _NIL: Final = UUID(int=0)
 _EPOCH: Final = DateTime(1970, 1, 1, tzinfo=UTC)
 
 
 class Checks:
-    """Collects what is wrong with one request. A field's path is spelled as in the proto: "labels.labels[3]"."""
+    """Collects what is wrong with one request.
+
+    A field's path is spelled as in the proto, "policy.priority", but for a list in a message of its own, which is named
+    as its users know it: "labels[3]".
+    """
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
@@ -59,11 +76,21 @@ class Checks:
             self.refuse(field, "holds a NUL character")
         return value
 
-    def name(self, field: str, value: str, characters_max: int = NAME_CHARACTERS_MAX, *, required: bool = True) -> str:
+    def words(self, field: str, value: str, characters_max: int, *, required: bool = True) -> str:
         """Text of bounded length that is more than white space."""
         if value.isspace():
             self.refuse(field, "is only white space")
         return self.text(field, value, characters_max, required=required)
+
+    def name(self, field: str, value: str, characters_max: int = NAME_CHARACTERS_MAX, *, required: bool = True) -> str:
+        """What people call something: words that look like what they are."""
+        self._readable(field, value, characters_max, fault_of_name)
+        return self.words(field, value, characters_max, required=required)
+
+    def key(self, field: str, value: str) -> str:
+        """An idempotency key: words that are compared, and steer no terminal."""
+        self._readable(field, value, IDEMPOTENCY_KEY_CHARACTERS_MAX, fault_of_key)
+        return self.words(field, value, IDEMPOTENCY_KEY_CHARACTERS_MAX)
 
     @overload
     def uuid(self, field: str, value: str, *, required: Literal[True] = True) -> UUID: ...
@@ -88,13 +115,15 @@ class Checks:
         values = self.several(field, values, high, low=low)
         return tuple(self.uuid(f"{field}[{index}]", value) for index, value in enumerate(values))
 
-    def labels(self, field: str, values: Iterable[str]) -> Labels:
-        """Labels, sorted; repeats count once."""
+    def labels(self, field: str, values: Sequence[str], *, reserved: Container[str] = ()) -> Labels:
+        """Labels, sorted; repeats count once. Of the labels that the queue reserves, only those named are taken."""
+        if len(values) > LABELS_MAX * REPEATS_MAX:
+            return tuple(self.several(field, values, LABELS_MAX))
         places: dict[str, int] = {}
         for index, value in enumerate(values):
             places.setdefault(value, index)
         for label, index in self.several(field, tuple(places.items()), LABELS_MAX):
-            self.name(f"{field}[{index}]", label, LABEL_CHARACTERS_MAX)
+            self._label(f"{field}[{index}]", label, reserved)
         return tuple(sorted(places))
 
     def several(self, field: str, values: Sequence[T], high: int, *, low: int = 0) -> Sequence[T]:
@@ -181,6 +210,17 @@ class Checks:
             self.refuse(field, f"is {number}, which this server does not know")
         return values.get(number, unspecified)
 
+    def _label(self, field: str, label: str, reserved: Container[str]) -> None:
+        self._readable(field, label, LABEL_CHARACTERS_MAX, fault_of_label)
+        self.words(field, label, LABEL_CHARACTERS_MAX)
+        if label.startswith(RESERVED_PREFIX) and label not in reserved:
+            self.refuse(field, f"is {abridged(label)!r}; labels that begin with {RESERVED_PREFIX!r} are reserved")
+
+    def _readable(self, field: str, value: str, characters_max: int, fault_of: Callable[[str], str | None]) -> None:
+        """Note the first character that does not belong. What is too long, empty or blank is refused for that alone."""
+        if len(value) <= characters_max and not value.isspace() and "\0" not in value and (fault := fault_of(value)):
+            self.refuse(field, fault)
+
     def _fits(self, field: str, text: str, bytes_max: int) -> bool:
         return self.size(field, len(text.encode()), bytes_max)
 
@@ -198,6 +238,11 @@ def id_of(field: str, value: str) -> UUID:
     """The id in a request that holds nothing else to check."""
     with collecting(None) as checks:
         return checks.uuid(field, value)
+
+
+def abridged(text: str) -> str:
+    """The beginning of a text, to name it by in a refusal."""
+    return text if len(text) <= ABRIDGED_CHARACTERS_MAX else text[: ABRIDGED_CHARACTERS_MAX - 1] + "…"
 
 
 def present(message: Message, field: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from google.rpc import error_details_pb2, status_pb2
 from grpc import RpcError, StatusCode
 
+from flowrun.v1 import flow_run_service_pb2
 from penstock.domain.errors import (
     AgentSilent,
     CredentialInvalid,
@@ -17,9 +18,13 @@ from penstock.domain.errors import (
     FlowGroupNotFound,
     FlowNameAmbiguous,
     FlowNotFound,
+    FlowRunFinal,
+    FlowRunLive,
     FlowRunNotFound,
     InvalidRequest,
+    KeyNotFound,
     KeyReused,
+    LabelsMissing,
     LeaseLost,
     MoveRefused,
     NoLiveFlow,
@@ -28,6 +33,7 @@ from penstock.domain.errors import (
     Refusal,
     SessionReplaced,
     Unavailable,
+    VersionStale,
     Violation,
 )
 
@@ -41,13 +47,18 @@ CODES: Final[Mapping[type[Refusal], StatusCode]] = MappingProxyType(
         FlowNotFound: StatusCode.NOT_FOUND,
         FlowGroupNotFound: StatusCode.NOT_FOUND,
         FlowRunNotFound: StatusCode.NOT_FOUND,
+        KeyNotFound: StatusCode.NOT_FOUND,
         FlowArchived: StatusCode.FAILED_PRECONDITION,
         NoLiveFlow: StatusCode.FAILED_PRECONDITION,
         FlowNameAmbiguous: StatusCode.FAILED_PRECONDITION,
         MoveRefused: StatusCode.FAILED_PRECONDITION,
+        FlowRunLive: StatusCode.FAILED_PRECONDITION,
+        FlowRunFinal: StatusCode.FAILED_PRECONDITION,
+        LabelsMissing: StatusCode.FAILED_PRECONDITION,
         KeyReused: StatusCode.ALREADY_EXISTS,
         LeaseLost: StatusCode.ABORTED,
         ExecutionRefused: StatusCode.ABORTED,
+        VersionStale: StatusCode.ABORTED,
         SessionReplaced: StatusCode.ABORTED,
         AgentSilent: StatusCode.DEADLINE_EXCEEDED,
         Overloaded: StatusCode.RESOURCE_EXHAUSTED,
@@ -91,6 +102,16 @@ def status_of(refusal: Refusal) -> status_pb2.Status:
         retry.retry_delay.FromTimedelta(wait)
         status.details.add().Pack(retry)
     return status
+
+
+def refusal_to_proto(refusal: Refusal) -> flow_run_service_pb2.Refusal:
+    """The same for one item among many, whose refusal travels inside an answer. Its violations stand in the message."""
+    return flow_run_service_pb2.Refusal(
+        code=CODES[type(refusal)].value[0],
+        reason=refusal.reason(),
+        message=_cut(str(refusal), _MESSAGE_BYTES_MAX),
+        metadata={name: _cut(value, _METADATA_VALUE_BYTES_MAX) for name, value in refusal.metadata().items()},
+    )
 
 
 def refusal_details(error: RpcError) -> Explained:

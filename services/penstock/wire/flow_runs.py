@@ -1,11 +1,14 @@
 """Flow runs: what is asked of them, what they are, and the steps they took."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
 from flowrun.v1 import flow_run_pb2, flow_run_service_pb2
+from penstock.domain.errors import Refusal
 from penstock.domain.flow_run import (
+    Cancelling,
     Created,
     Creation,
     Failure,
@@ -16,6 +19,7 @@ from penstock.domain.flow_run import (
     KeyReuse,
     Outcome,
     ParentLease,
+    Restarting,
     Starting,
     Stopped,
     Succeeded,
@@ -23,18 +27,21 @@ from penstock.domain.flow_run import (
     Transition,
 )
 from penstock.domain.ids import ExecutionId, FlowGroupId, FlowId, FlowRunId
+from penstock.domain.lanes import AGENTLESS
 from penstock.domain.limits import (
+    BATCH_CREATE_MAX,
     CONTEXT_BYTES_MAX,
     FAILURE_CHARACTERS_MAX,
-    IDEMPOTENCY_KEY_CHARACTERS_MAX,
     NAME_CHARACTERS_MAX,
     PARAMETERS_BYTES_MAX,
     REASON_CHARACTERS_MAX,
     RESULT_BYTES_MAX,
+    START_DELAY_MAX,
 )
 from penstock.domain.queries import RunFilter
 from penstock.domain.state import Cause, State
 from penstock.wire.checks import INT64_MAX, Checks, collecting, present
+from penstock.wire.errors import refusal_to_proto
 from penstock.wire.flows import policy_of, policy_to_proto, run_config_of, run_config_to_proto
 from penstock.wire.times import to_timestamp
 
@@ -46,6 +53,8 @@ CAUSE_TO_PROTO: Final[Mapping[Cause, flow_run_pb2.TransitionCause.ValueType]] = 
     cause: flow_run_pb2.TransitionCause.Value(f"TRANSITION_CAUSE_{cause.name}") for cause in Cause
 }
 CAUSE_FROM_PROTO: Final[Mapping[int, Cause]] = {number: cause for cause, number in CAUSE_TO_PROTO.items()}
+# States may be repeated in a filter, though nobody has a reason to; more are refused without a look at each.
+STATES_LISTED_MAX: Final = 100
 KEY_REUSE_TO_PROTO: Final[Mapping[KeyReuse, flow_run_service_pb2.KeyReuse.ValueType]] = {
     reuse: flow_run_service_pb2.KeyReuse.Value(f"KEY_REUSE_{reuse.name}") for reuse in KeyReuse
 }
@@ -67,16 +76,21 @@ def creation_of(
             flow_run_id=FlowRunId(new_id()),
             target=_target_of(checks, request),
             spare_name=spare_name(),
-            idempotency_key=_key_of(checks, request),
+            idempotency_key=checks.key("idempotency_key", request.idempotency_key)
+            if request.HasField("idempotency_key")
+            else None,
             key_reuse=checks.choice(
                 "key_reuse", request.key_reuse, KEY_REUSE_FROM_PROTO, unspecified=KeyReuse.RETURN_FIRST
             ),
             request_id=None if request_id is None else str(request_id),
             scheduled_start_time=checks.time(request, "scheduled_start_time"),
+            start_delay=_start_delay_of(checks, request),
             name=checks.name("name", request.name, required=False) or None,
             parameters=checks.json_object("parameters_json", request.parameters_json, PARAMETERS_BYTES_MAX),
             context=checks.json_object("context_json", request.context_json, CONTEXT_BYTES_MAX),
-            labels=checks.labels("labels.labels", request.labels.labels) if request.HasField("labels") else None,
+            labels=checks.labels("labels", request.labels.labels, reserved=(AGENTLESS,))
+            if request.HasField("labels")
+            else None,
             run_config=run_config_of(checks, "run_config", request.run_config)
             if request.HasField("run_config")
             else None,
@@ -84,6 +98,41 @@ def creation_of(
             parent=_parent_of(checks, request),
             traceparent=traceparent,
             tracestate=tracestate,
+        )
+
+
+def batch_of(
+    request: flow_run_service_pb2.BatchCreateFlowRunsRequest,
+) -> Sequence[flow_run_service_pb2.CreateFlowRunRequest]:
+    """The items of a batch, each still to be checked by itself; only their number is a matter of the whole."""
+    with collecting(None) as checks:
+        return checks.several("requests", request.requests, BATCH_CREATE_MAX, low=1)
+
+
+def key_of(request: flow_run_service_pb2.GetFlowRunByKeyRequest) -> tuple[Target, str]:
+    """The target under which a key was used, and the key."""
+    with collecting(None) as checks:
+        return _target_of(checks, request), checks.key("idempotency_key", request.idempotency_key)
+
+
+def cancelling_of(request: flow_run_service_pb2.CancelFlowRunRequest) -> Cancelling:
+    """Which run shall stop, and why."""
+    with collecting(None) as checks:
+        return Cancelling(
+            flow_run_id=FlowRunId(checks.uuid("flow_run_id", request.flow_run_id)),
+            reason=checks.text("reason", request.reason, REASON_CHARACTERS_MAX),
+        )
+
+
+def restarting_of(request: flow_run_service_pb2.RestartFlowRunRequest) -> Restarting:
+    """Which finished run shall be attempted again, and when."""
+    with collecting(None) as checks:
+        return Restarting(
+            flow_run_id=FlowRunId(checks.uuid("flow_run_id", request.flow_run_id)),
+            version=checks.count("version", request.version, 1, INT64_MAX),
+            scheduled_start_time=checks.time(request, "scheduled_start_time"),
+            start_delay=_start_delay_of(checks, request),
+            reason=checks.text("reason", request.reason, REASON_CHARACTERS_MAX),
         )
 
 
@@ -160,16 +209,33 @@ def flow_run_to_proto(run: FlowRun, *, whole: bool = True) -> flow_run_pb2.FlowR
     )
 
 
-def created_to_proto(created: Created) -> flow_run_service_pb2.CreateFlowRunResponse:
+def created_to_proto(
+    created: Created, to_proto: Callable[[FlowRun], flow_run_pb2.FlowRun] = flow_run_to_proto
+) -> flow_run_service_pb2.CreateFlowRunResponse:
     """The answer to a creation; of a run that was deleted only the id is left."""
+    run_id, run = created.flow_run_id, created.flow_run
     return flow_run_service_pb2.CreateFlowRunResponse(
-        flow_run=flow_run_pb2.FlowRun(flow_run_id=str(created.flow_run_id))
-        if created.flow_run is None
-        else flow_run_to_proto(created.flow_run),
+        flow_run=flow_run_pb2.FlowRun(flow_run_id=str(run_id)) if run is None else to_proto(run),
         created=created.fresh,
         differing_fields=created.differing_fields,
         delete_time=None if created.delete_time is None else to_timestamp(created.delete_time),
     )
+
+
+def found_to_proto(found: Created) -> flow_run_service_pb2.GetFlowRunByKeyResponse:
+    """The run of a key: what a repeat of its creation would be answered."""
+    answer = created_to_proto(found)
+    return flow_run_service_pb2.GetFlowRunByKeyResponse(
+        flow_run=answer.flow_run, delete_time=present(answer, "delete_time")
+    )
+
+
+def outcome_to_proto(outcome: Created | Refusal) -> flow_run_service_pb2.BatchCreateFlowRunsOutcome:
+    """What became of one item of a batch, kept short: a thousand of them travel in one message."""
+    if isinstance(outcome, Refusal):
+        return flow_run_service_pb2.BatchCreateFlowRunsOutcome(refusal=refusal_to_proto(outcome))
+    response = created_to_proto(outcome, _flow_run_in_short)
+    return flow_run_service_pb2.BatchCreateFlowRunsOutcome(response=response)
 
 
 def transition_to_proto(transition: Transition) -> flow_run_pb2.Transition:
@@ -198,7 +264,29 @@ def failure_to_proto(failure: Failure) -> flow_run_pb2.Failure:
     )
 
 
-def _target_of(checks: Checks, request: flow_run_service_pb2.CreateFlowRunRequest) -> Target:
+def _flow_run_in_short(run: FlowRun) -> flow_run_pb2.FlowRun:
+    return flow_run_pb2.FlowRun(
+        flow_run_id=str(run.id),
+        flow_id=str(run.flow_id),
+        flow_group_id=str(run.group_id),
+        flow_name=run.flow_name,
+        name=run.name,
+        state=STATE_TO_PROTO[run.state],
+        version=run.version,
+        attempt=run.attempt,
+        scheduled_start_time=to_timestamp(run.scheduled_start_time),
+        create_time=to_timestamp(run.create_time),
+        start_time=None if run.start_time is None else to_timestamp(run.start_time),
+        finish_time=None if run.finish_time is None else to_timestamp(run.finish_time),
+        parent_flow_run_id="" if run.parent_id is None else str(run.parent_id),
+        fence=run.fence,
+    )
+
+
+def _target_of(
+    checks: Checks,
+    request: flow_run_service_pb2.CreateFlowRunRequest | flow_run_service_pb2.GetFlowRunByKeyRequest,
+) -> Target:
     match request.WhichOneof("target"):
         case "flow_group_id":
             return GroupTarget(FlowGroupId(checks.uuid("flow_group_id", request.flow_group_id)))
@@ -209,10 +297,15 @@ def _target_of(checks: Checks, request: flow_run_service_pb2.CreateFlowRunReques
             return FlowTarget(FlowId(UUID(int=0)))
 
 
-def _key_of(checks: Checks, request: flow_run_service_pb2.CreateFlowRunRequest) -> str | None:
-    if not request.HasField("idempotency_key"):
+def _start_delay_of(
+    checks: Checks,
+    request: flow_run_service_pb2.CreateFlowRunRequest | flow_run_service_pb2.RestartFlowRunRequest,
+) -> timedelta | None:
+    if not request.HasField("start_delay"):
         return None
-    return checks.name("idempotency_key", request.idempotency_key, IDEMPOTENCY_KEY_CHARACTERS_MAX)
+    if request.HasField("scheduled_start_time"):
+        checks.refuse("start_delay", "is given beside scheduled_start_time; give one of them")
+    return checks.duration("start_delay", request.start_delay, timedelta(0), START_DELAY_MAX)
 
 
 def _parent_of(checks: Checks, request: flow_run_service_pb2.CreateFlowRunRequest) -> ParentLease | None:
@@ -257,7 +350,7 @@ def _told(text: str) -> str:
 
 def _states_of(checks: Checks, request: flow_run_service_pb2.ListFlowRunsRequest) -> frozenset[State]:
     states: set[State] = set()
-    for index, number in enumerate(request.states):
+    for index, number in enumerate(checks.several("states", request.states, STATES_LISTED_MAX)):
         state = checks.choice(f"states[{index}]", number, STATE_FROM_PROTO, unspecified=None)
         if number == 0:
             checks.refuse(f"states[{index}]", "is unspecified; leave it out to list all states")

@@ -13,6 +13,7 @@ from penstock.domain.flow import (
     EntryPoint,
     Flow,
     FlowGroup,
+    GroupDefaults,
     Policy,
     PolicyAsked,
     Project,
@@ -39,9 +40,9 @@ from penstock.domain.limits import (
     RETRY_DELAY_MAX,
     RUN_CONFIG_BYTES_MAX,
 )
-from penstock.domain.parameters import FITS, Parameter, ParameterType
+from penstock.domain.parameters import FITS, Parameter, ParameterType, type_of
 from penstock.domain.queries import FlowFilter, FlowName, FlowReference
-from penstock.wire.checks import Checks, collecting, present
+from penstock.wire.checks import Checks, abridged, collecting, present
 from penstock.wire.logs import LOG_LEVEL_FROM_PROTO, LOG_LEVEL_TO_PROTO
 from penstock.wire.times import to_duration, to_timestamp
 
@@ -67,12 +68,20 @@ _PYTHON_ENTRY_POINT: Final = re.compile(r".*\S.*:[^\W\d]\w*(\.[^\W\d]\w*)*", re.
 _NO_TIME: Final = timedelta(0)
 
 
-def registration_of(request: flow_service_pb2.RegisterFlowRequest) -> Registration:
-    """The version that somebody asks to be registered."""
+def registering_of(request: flow_service_pb2.RegisterFlowRequest) -> tuple[Registration, FlowGroupId | None]:
+    """The version that somebody asks to be registered, and the group if one is given by its id."""
     with collecting(None) as checks:
+        group_id = checks.uuid("flow_group_id", request.flow_group_id, required=False)
+        return registration_of(request, checks), None if group_id is None else FlowGroupId(group_id)
+
+
+def registration_of(request: flow_service_pb2.RegisterFlowRequest, checks: Checks | None = None) -> Registration:
+    """The version to register; it may leave the names to a group that is given."""
+    with collecting(checks) as checks:
+        by_name = not request.flow_group_id
         return Registration(
-            project_name=checks.name("project_name", request.project_name),
-            name=checks.name("name", request.name),
+            project_name=checks.name("project_name", request.project_name, required=by_name),
+            name=checks.name("name", request.name, required=by_name),
             entry_point=_entry_point_of(checks, request.entry_point),
             parameters=_parameters_of(checks, request.parameters),
             accepts_extra_parameters=request.accepts_extra_parameters,
@@ -113,6 +122,18 @@ def flow_filter_of(request: flow_service_pb2.ListFlowsRequest, checks: Checks | 
             group_id=None if group_id is None else FlowGroupId(group_id),
             name=checks.name("name", request.name, required=False) or None,
             include_archived=request.include_archived,
+        )
+
+
+def group_defaults_of(request: flow_service_pb2.UpdateFlowGroupRequest) -> tuple[FlowGroupId, GroupDefaults]:
+    """Which group shall have which defaults. Whether parameters fit a flow is seen when a run is created."""
+    with collecting(None) as checks:
+        return FlowGroupId(checks.uuid("flow_group_id", request.flow_group_id)), GroupDefaults(
+            default_parameters_json=_default_parameters_of(checks, request),
+            labels=checks.labels("labels", request.labels.labels) if request.HasField("labels") else None,
+            run_config=run_config_of(checks, "run_config", request.run_config)
+            if request.HasField("run_config")
+            else None,
         )
 
 
@@ -208,6 +229,17 @@ def policy_to_proto(policy: Policy) -> flow_run_pb2.FlowRunPolicy:
     )
 
 
+def _default_parameters_of(checks: Checks, request: flow_service_pb2.UpdateFlowGroupRequest) -> str | None:
+    field = "default_parameters_json"
+    text: str | None = present(request, field)
+    if text is None:
+        return None
+    parameters = checks.json_object(field, text, PARAMETERS_BYTES_MAX)
+    for name in checks.several(field, tuple(parameters), PARAMETERS_MAX):
+        checks.name(f"{field}[{abridged(name)!r}]", name)
+    return canonical(parameters)
+
+
 def _count_of(checks: Checks, field: str, policy: flow_run_pb2.FlowRunPolicy, name: str, high: int) -> int | None:
     value: int | None = present(policy, name)
     return None if value is None else checks.count(f"{field}.{name}", value, 0, high)
@@ -232,7 +264,7 @@ def _resources_of(checks: Checks, field: str, resources: Mapping[str, str]) -> M
 def _entry_point_of(checks: Checks, entry_point: flow_pb2.EntryPoint) -> EntryPoint:
     match entry_point.WhichOneof("kind"):
         case "python":
-            path = checks.name("entry_point.python", entry_point.python, ENTRY_POINT_CHARACTERS_MAX)
+            path = checks.words("entry_point.python", entry_point.python, ENTRY_POINT_CHARACTERS_MAX)
             if path and not _PYTHON_ENTRY_POINT.fullmatch(path):
                 form = "'path/to/file.py:function' or 'package.module:function'"
                 checks.refuse("entry_point.python", f"is not of the form {form}")
@@ -262,7 +294,7 @@ def _parameters_of(checks: Checks, declared: Sequence[flow_pb2.Parameter]) -> tu
     seen: set[str] = set()
     for index, parameter in enumerate(parameters):
         if parameter.name in seen:
-            checks.refuse(f"parameters[{index}].name", f"is {parameter.name!r}, which was declared before")
+            checks.refuse(f"parameters[{index}].name", f"is {abridged(parameter.name)!r}, which was declared before")
         seen.add(parameter.name)
     return parameters
 
@@ -286,7 +318,7 @@ def _default_of(checks: Checks, field: str, declared: flow_pb2.Parameter, kind: 
     value = checks.json(field, declared.default_json, PARAMETERS_BYTES_MAX)
     # Null is a default for every type, as in a Python `x: int = None`.
     if value is not None and not FITS[kind](value):
-        checks.refuse(field, f"is not of type {kind}")
+        checks.refuse(field, f"must be of type {kind}, not {type_of(value)}")
     return canonical(value)
 
 

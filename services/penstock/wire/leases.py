@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Final
 
 from flowrun.v1 import agent_pb2, lease_pb2, queue_service_pb2
-from penstock.domain.agent import Agent, AgentHello, Offered, Releasing
+from penstock.domain.agent import Agent, AgentHello, Offered, Polling, Releasing
 from penstock.domain.ids import AgentId, FlowRunId
 from penstock.domain.lease import HeldLease, Lease, LeaseOutcome, LeaseResult
 from penstock.domain.limits import (
     LEASES_PER_CALL_MAX,
+    LONG_POLL_MAX,
     NAME_CHARACTERS_MAX,
     REASON_CHARACTERS_MAX,
     RELEASE_DELAY_ASKED_MAX,
@@ -33,13 +34,20 @@ _NO_TIME: Final = timedelta(0)
 def hello_of(hello: queue_service_pb2.Hello) -> AgentHello:
     """Who an agent is, and what it holds."""
     with collecting(None) as checks:
-        return AgentHello(
-            agent_id=AgentId(checks.uuid("agent_id", hello.agent_id)),
-            name=checks.name("name", hello.name),
-            labels=checks.labels("labels", hello.labels),
-            slots=checks.count("slots", hello.slots, 1, SLOTS_MAX),
-            version=checks.text("version", hello.version, NAME_CHARACTERS_MAX),
-            held=_leases_of(checks, "held", hello.held, low=0),
+        return _hello_of(checks, "", hello)
+
+
+def polling_of(request: queue_service_pb2.LeaseFlowRunsRequest) -> Polling:
+    """What a long poll asks for."""
+    with collecting(None) as checks:
+        if not request.HasField("hello"):
+            checks.refuse("hello", "is required")
+        run = checks.uuid("flow_run_id", request.flow_run_id, required=False)
+        return Polling(
+            hello=_hello_of(checks if request.HasField("hello") else Checks(), "hello.", request.hello),
+            offers_max=checks.count("offers_max", request.offers_max, 0, LEASES_PER_CALL_MAX),
+            wait=checks.duration("wait", request.wait, _NO_TIME, LONG_POLL_MAX),
+            flow_run_id=None if run is None else FlowRunId(run),
         )
 
 
@@ -103,6 +111,17 @@ def agent_to_proto(agent: Agent) -> agent_pb2.Agent:
         healthy=agent.healthy,
         connect_time=to_timestamp(agent.connect_time),
         last_seen_time=to_timestamp(agent.last_seen_time),
+    )
+
+
+def _hello_of(checks: Checks, path: str, hello: queue_service_pb2.Hello) -> AgentHello:
+    return AgentHello(
+        agent_id=AgentId(checks.uuid(f"{path}agent_id", hello.agent_id)),
+        name=checks.name(f"{path}name", hello.name),
+        labels=checks.labels(f"{path}labels", hello.labels),
+        slots=checks.count(f"{path}slots", hello.slots, 1, SLOTS_MAX),
+        version=checks.text(f"{path}version", hello.version, NAME_CHARACTERS_MAX),
+        held=_leases_of(checks, f"{path}held", hello.held, low=0),
     )
 
 

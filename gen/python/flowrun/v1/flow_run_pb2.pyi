@@ -50,7 +50,8 @@ class FlowRunState(_FlowRunState, metaclass=_FlowRunStateEnumTypeWrapper):
 
     SCHEDULED may become SUBMITTED or CANCELLED. SUBMITTED may become RUNNING, SCHEDULED (released or lost), FAILED
     (could not be deployed) or CANCELLING. RUNNING may become SUCCEEDED, FAILED, SCHEDULED (retried or lost) or
-    CANCELLING. CANCELLING may become CANCELLED, SUCCEEDED or FAILED. The last three are final.
+    CANCELLING. CANCELLING may become CANCELLED, SUCCEEDED or FAILED. The last three are final: only RestartFlowRun leads
+    out of them, to SCHEDULED.
     """
 
 FLOW_RUN_STATE_UNSPECIFIED: FlowRunState.ValueType  # 0
@@ -530,7 +531,10 @@ class Labels(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most 64 labels of 1 to 255 characters; their order has no meaning and repeats count once."""
+        """At most 64 labels of 1 to 255 characters; their order has no meaning and repeats count once. A label holds no
+        comma, semicolon, quote or backslash, nothing that steers a terminal, and no white space at its ends; those that
+        begin with "penstock:" are reserved.
+        """
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from flowrun.v1 import flow_run_pb2 as _flow_run_pb2
 from flowrun.v1 import lease_pb2 as _lease_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -65,6 +66,7 @@ class CreateFlowRunRequest(_message.Message):
     RUN_CONFIG_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    START_DELAY_FIELD_NUMBER: _builtins.int
     flow_id: _builtins.str
     """This version of a flow. UUID text."""
     flow_group_id: _builtins.str
@@ -80,7 +82,9 @@ class CreateFlowRunRequest(_message.Message):
     Empty for none.
     """
     name: _builtins.str
-    """What to call it. 1 to 255 characters; empty generates two words."""
+    """What to call it. 1 to 255 characters, of which none may steer a terminal or the direction of writing; empty
+    generates two words.
+    """
     parameters_json: _builtins.str
     """Its parameters as the text of a JSON object, at most 512 KiB; empty gives none, so that defaults hold."""
     context_json: _builtins.str
@@ -91,7 +95,9 @@ class CreateFlowRunRequest(_message.Message):
 
     @_builtins.property
     def labels(self) -> _flow_run_pb2.Labels:
-        """Its labels; absent takes the group's, else the flow's; an empty list makes it unlabelled."""
+        """Its labels; absent takes the group's, else the flow's; an empty list makes it unlabelled. With the reserved label
+        "penstock:agentless" among them no agent is offered the run: only LeaseFlowRuns that names it may take it.
+        """
 
     @_builtins.property
     def run_config(self) -> _flow_run_pb2.RunConfig:
@@ -104,6 +110,12 @@ class CreateFlowRunRequest(_message.Message):
     @_builtins.property
     def parent(self) -> _lease_pb2.Lease:
         """The lease of the run that creates this one; absent when no run does. Only the run and the fence are read."""
+
+    @_builtins.property
+    def start_delay(self) -> _duration_pb2.Duration:
+        """How long after its creation the run is due, by the database's clock alone, 0 to 3,650 days. In place of
+        `scheduled_start_time`, not beside it.
+        """
 
     def __init__(
         self,
@@ -121,10 +133,11 @@ class CreateFlowRunRequest(_message.Message):
         run_config: _flow_run_pb2.RunConfig | None = ...,
         policy: _flow_run_pb2.FlowRunPolicy | None = ...,
         parent: _lease_pb2.Lease | None = ...,
+        start_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "flow_group_id", b"flow_group_id", "flow_id", b"flow_id", "idempotency_key", b"idempotency_key", "labels", b"labels", "parent", b"parent", "policy", b"policy", "run_config", b"run_config", "scheduled_start_time", b"scheduled_start_time", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "flow_group_id", b"flow_group_id", "flow_id", b"flow_id", "idempotency_key", b"idempotency_key", "labels", b"labels", "parent", b"parent", "policy", b"policy", "run_config", b"run_config", "scheduled_start_time", b"scheduled_start_time", "start_delay", b"start_delay", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "context_json", b"context_json", "flow_group_id", b"flow_group_id", "flow_id", b"flow_id", "idempotency_key", b"idempotency_key", "key_reuse", b"key_reuse", "labels", b"labels", "name", b"name", "parameters_json", b"parameters_json", "parent", b"parent", "policy", b"policy", "request_id", b"request_id", "run_config", b"run_config", "scheduled_start_time", b"scheduled_start_time", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "context_json", b"context_json", "flow_group_id", b"flow_group_id", "flow_id", b"flow_id", "idempotency_key", b"idempotency_key", "key_reuse", b"key_reuse", "labels", b"labels", "name", b"name", "parameters_json", b"parameters_json", "parent", b"parent", "policy", b"policy", "request_id", b"request_id", "run_config", b"run_config", "scheduled_start_time", b"scheduled_start_time", "start_delay", b"start_delay", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
@@ -237,7 +250,7 @@ class BatchCreateFlowRunsOutcome(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def response(self) -> Global___CreateFlowRunResponse:
-        """It was created, now or before."""
+        """It was created, now or before. Of the run only its ids, names, state, version, attempt, fence and times are told."""
 
     @_builtins.property
     def refusal(self) -> Global___Refusal:
@@ -738,13 +751,23 @@ class RestartFlowRunRequest(_message.Message):
     FLOW_RUN_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SCHEDULED_START_TIME_FIELD_NUMBER: _builtins.int
+    START_DELAY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     flow_run_id: _builtins.str
     """The run. REQUIRED, UUID text."""
     version: _builtins.int
     """Its final version, so that a repeat starts nothing twice. REQUIRED."""
+    reason: _builtins.str
+    """Why, in words; kept in the transition. At most 1,000 characters."""
     @_builtins.property
     def scheduled_start_time(self) -> _timestamp_pb2.Timestamp:
         """When the new attempt is due; absent, or in the past, means now."""
+
+    @_builtins.property
+    def start_delay(self) -> _duration_pb2.Duration:
+        """How long from now the new attempt is due, by the database's clock alone, 0 to 3,650 days. In place of
+        `scheduled_start_time`, not beside it.
+        """
 
     def __init__(
         self,
@@ -752,10 +775,12 @@ class RestartFlowRunRequest(_message.Message):
         flow_run_id: _builtins.str = ...,
         version: _builtins.int = ...,
         scheduled_start_time: _timestamp_pb2.Timestamp | None = ...,
+        start_delay: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scheduled_start_time", b"scheduled_start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scheduled_start_time", b"scheduled_start_time", "start_delay", b"start_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_run_id", b"flow_run_id", "scheduled_start_time", b"scheduled_start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_run_id", b"flow_run_id", "reason", b"reason", "scheduled_start_time", b"scheduled_start_time", "start_delay", b"start_delay", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -813,12 +838,17 @@ class DeleteFlowRunResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DELETED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.bool
+    """Whether this call deleted it; false when there was no such run, or none any more."""
     def __init__(
         self,
+        *,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -125,9 +125,10 @@ class FlowRunServiceServicer:
 
     def BatchCreateFlowRuns(self, request, context):
         """Creates up to 1,000 runs, each on its own: one outcome per item, in order. The retry of a batch that was done in
-        part completes it, when its items bear idempotency keys.
+        part completes it: idempotent for items that bear idempotency keys or request ids.
 
-        Not served yet: answers UNIMPLEMENTED.
+        An item is refused, in its outcome, with what CreateFlowRun would refuse it with. The call itself is refused only
+        for the number of its items.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,7 +146,7 @@ class FlowRunServiceServicer:
     def GetFlowRunByKey(self, request, context):
         """Returns the run that was created under an idempotency key. Changes nothing.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / KEY_NOT_FOUND a key that made no run of this target, as its creator named the target.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,28 +186,35 @@ class FlowRunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelFlowRun(self, request, context):
-        """Asks for a run to stop. A run that waits is CANCELLED at once; one that an agent holds becomes CANCELLING and then
-        CANCELLED when its holder confirms. Idempotent.
+        """Asks for a run to stop. A run that nobody holds is CANCELLED at once; one that an agent holds becomes CANCELLING,
+        which its holder is told on its stream or with its next renewal, and CANCELLED when its holder confirms. Its live
+        children follow, those whose `child_policy` says so. Idempotent: a run that is CANCELLING or final is answered as
+        it is, so of a cancel and a finish that race exactly one decides, and both callers see which.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestartFlowRun(self, request, context):
-        """Makes a new attempt of a finished run, with the same id and history. Idempotent: it names the final version.
+        """Makes a new attempt of a finished run, with the same id and history, and with all its retries before it again.
+        Idempotent: it names the final version, and a repeat returns the run as it is now.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
+        ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
+        children of a cancelled run are still to be told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteFlowRun(self, request, context):
-        """Deletes a finished run with its history and logs. Its idempotency key stays. Idempotent.
+        """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
+        Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
+        children of a cancelled run are still to be told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,7 +235,7 @@ class FlowRunServiceServicer:
         and an end marker once the run is final, after which the stream ends. Changes nothing, and may be resumed at any
         replica with the last version seen.
 
-        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND, also when the run is deleted meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,9 +50,10 @@ class FlowRunServiceStub:
     """
     BatchCreateFlowRuns: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.BatchCreateFlowRunsRequest, _flow_run_service_pb2.BatchCreateFlowRunsResponse]
     """Creates up to 1,000 runs, each on its own: one outcome per item, in order. The retry of a batch that was done in
-    part completes it, when its items bear idempotency keys.
+    part completes it: idempotent for items that bear idempotency keys or request ids.
 
-    Not served yet: answers UNIMPLEMENTED.
+    An item is refused, in its outcome, with what CreateFlowRun would refuse it with. The call itself is refused only
+    for the number of its items.
     """
     GetFlowRun: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.GetFlowRunRequest, _flow_run_service_pb2.GetFlowRunResponse]
     """Returns a run. Changes nothing.
@@ -62,7 +63,7 @@ class FlowRunServiceStub:
     GetFlowRunByKey: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.GetFlowRunByKeyRequest, _flow_run_service_pb2.GetFlowRunByKeyResponse]
     """Returns the run that was created under an idempotency key. Changes nothing.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / KEY_NOT_FOUND a key that made no run of this target, as its creator named the target.
     """
     ListFlowRuns: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.ListFlowRunsRequest, _flow_run_service_pb2.ListFlowRunsResponse]
     """Lists runs, newest first, without their parameters, contexts and results. Changes nothing.
@@ -86,20 +87,27 @@ class FlowRunServiceStub:
     state does not allow.
     """
     CancelFlowRun: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.CancelFlowRunRequest, _flow_run_service_pb2.CancelFlowRunResponse]
-    """Asks for a run to stop. A run that waits is CANCELLED at once; one that an agent holds becomes CANCELLING and then
-    CANCELLED when its holder confirms. Idempotent.
+    """Asks for a run to stop. A run that nobody holds is CANCELLED at once; one that an agent holds becomes CANCELLING,
+    which its holder is told on its stream or with its next renewal, and CANCELLED when its holder confirms. Its live
+    children follow, those whose `child_policy` says so. Idempotent: a run that is CANCELLING or final is answered as
+    it is, so of a cancel and a finish that race exactly one decides, and both callers see which.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
     """
     RestartFlowRun: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.RestartFlowRunRequest, _flow_run_service_pb2.RestartFlowRunResponse]
-    """Makes a new attempt of a finished run, with the same id and history. Idempotent: it names the final version.
+    """Makes a new attempt of a finished run, with the same id and history, and with all its retries before it again.
+    Idempotent: it names the final version, and a repeat returns the run as it is now.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
+    ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
+    children of a cancelled run are still to be told.
     """
     DeleteFlowRun: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.DeleteFlowRunRequest, _flow_run_service_pb2.DeleteFlowRunResponse]
-    """Deletes a finished run with its history and logs. Its idempotency key stays. Idempotent.
+    """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
+    Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
+    children of a cancelled run are still to be told.
     """
     ListTransitions: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.ListTransitionsRequest, _flow_run_service_pb2.ListTransitionsResponse]
     """Lists the transitions of a run, oldest first. Changes nothing.
@@ -112,7 +120,7 @@ class FlowRunServiceStub:
     and an end marker once the run is final, after which the stream ends. Changes nothing, and may be resumed at any
     replica with the last version seen.
 
-    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND, also when the run is deleted meanwhile.
     """
 
 @_typing.type_check_only
@@ -137,9 +145,10 @@ class FlowRunServiceAsyncStub(FlowRunServiceStub):
     """
     BatchCreateFlowRuns: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.BatchCreateFlowRunsRequest, _flow_run_service_pb2.BatchCreateFlowRunsResponse]  # type: ignore[assignment]
     """Creates up to 1,000 runs, each on its own: one outcome per item, in order. The retry of a batch that was done in
-    part completes it, when its items bear idempotency keys.
+    part completes it: idempotent for items that bear idempotency keys or request ids.
 
-    Not served yet: answers UNIMPLEMENTED.
+    An item is refused, in its outcome, with what CreateFlowRun would refuse it with. The call itself is refused only
+    for the number of its items.
     """
     GetFlowRun: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.GetFlowRunRequest, _flow_run_service_pb2.GetFlowRunResponse]  # type: ignore[assignment]
     """Returns a run. Changes nothing.
@@ -149,7 +158,7 @@ class FlowRunServiceAsyncStub(FlowRunServiceStub):
     GetFlowRunByKey: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.GetFlowRunByKeyRequest, _flow_run_service_pb2.GetFlowRunByKeyResponse]  # type: ignore[assignment]
     """Returns the run that was created under an idempotency key. Changes nothing.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / KEY_NOT_FOUND a key that made no run of this target, as its creator named the target.
     """
     ListFlowRuns: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.ListFlowRunsRequest, _flow_run_service_pb2.ListFlowRunsResponse]  # type: ignore[assignment]
     """Lists runs, newest first, without their parameters, contexts and results. Changes nothing.
@@ -173,20 +182,27 @@ class FlowRunServiceAsyncStub(FlowRunServiceStub):
     state does not allow.
     """
     CancelFlowRun: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.CancelFlowRunRequest, _flow_run_service_pb2.CancelFlowRunResponse]  # type: ignore[assignment]
-    """Asks for a run to stop. A run that waits is CANCELLED at once; one that an agent holds becomes CANCELLING and then
-    CANCELLED when its holder confirms. Idempotent.
+    """Asks for a run to stop. A run that nobody holds is CANCELLED at once; one that an agent holds becomes CANCELLING,
+    which its holder is told on its stream or with its next renewal, and CANCELLED when its holder confirms. Its live
+    children follow, those whose `child_policy` says so. Idempotent: a run that is CANCELLING or final is answered as
+    it is, so of a cancel and a finish that race exactly one decides, and both callers see which.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
     """
     RestartFlowRun: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.RestartFlowRunRequest, _flow_run_service_pb2.RestartFlowRunResponse]  # type: ignore[assignment]
-    """Makes a new attempt of a finished run, with the same id and history. Idempotent: it names the final version.
+    """Makes a new attempt of a finished run, with the same id and history, and with all its retries before it again.
+    Idempotent: it names the final version, and a repeat returns the run as it is now.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
+    ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
+    children of a cancelled run are still to be told.
     """
     DeleteFlowRun: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.DeleteFlowRunRequest, _flow_run_service_pb2.DeleteFlowRunResponse]  # type: ignore[assignment]
-    """Deletes a finished run with its history and logs. Its idempotency key stays. Idempotent.
+    """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
+    Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
+    children of a cancelled run are still to be told.
     """
     ListTransitions: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.ListTransitionsRequest, _flow_run_service_pb2.ListTransitionsResponse]  # type: ignore[assignment]
     """Lists the transitions of a run, oldest first. Changes nothing.
@@ -199,7 +215,7 @@ class FlowRunServiceAsyncStub(FlowRunServiceStub):
     and an end marker once the run is final, after which the stream ends. Changes nothing, and may be resumed at any
     replica with the last version seen.
 
-    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND, also when the run is deleted meanwhile.
     """
 
 class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -233,9 +249,10 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_flow_run_service_pb2.BatchCreateFlowRunsResponse, _abc.Awaitable[_flow_run_service_pb2.BatchCreateFlowRunsResponse]]:
         """Creates up to 1,000 runs, each on its own: one outcome per item, in order. The retry of a batch that was done in
-        part completes it, when its items bear idempotency keys.
+        part completes it: idempotent for items that bear idempotency keys or request ids.
 
-        Not served yet: answers UNIMPLEMENTED.
+        An item is refused, in its outcome, with what CreateFlowRun would refuse it with. The call itself is refused only
+        for the number of its items.
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +274,7 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_run_service_pb2.GetFlowRunByKeyResponse, _abc.Awaitable[_flow_run_service_pb2.GetFlowRunByKeyResponse]]:
         """Returns the run that was created under an idempotency key. Changes nothing.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / KEY_NOT_FOUND a key that made no run of this target, as its creator named the target.
         """
 
     @_abc_1.abstractmethod
@@ -305,10 +322,12 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _flow_run_service_pb2.CancelFlowRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_flow_run_service_pb2.CancelFlowRunResponse, _abc.Awaitable[_flow_run_service_pb2.CancelFlowRunResponse]]:
-        """Asks for a run to stop. A run that waits is CANCELLED at once; one that an agent holds becomes CANCELLING and then
-        CANCELLED when its holder confirms. Idempotent.
+        """Asks for a run to stop. A run that nobody holds is CANCELLED at once; one that an agent holds becomes CANCELLING,
+        which its holder is told on its stream or with its next renewal, and CANCELLED when its holder confirms. Its live
+        children follow, those whose `child_policy` says so. Idempotent: a run that is CANCELLING or final is answered as
+        it is, so of a cancel and a finish that race exactly one decides, and both callers see which.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -317,9 +336,12 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _flow_run_service_pb2.RestartFlowRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_flow_run_service_pb2.RestartFlowRunResponse, _abc.Awaitable[_flow_run_service_pb2.RestartFlowRunResponse]]:
-        """Makes a new attempt of a finished run, with the same id and history. Idempotent: it names the final version.
+        """Makes a new attempt of a finished run, with the same id and history, and with all its retries before it again.
+        Idempotent: it names the final version, and a repeat returns the run as it is now.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
+        ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
+        children of a cancelled run are still to be told.
         """
 
     @_abc_1.abstractmethod
@@ -328,9 +350,11 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _flow_run_service_pb2.DeleteFlowRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_flow_run_service_pb2.DeleteFlowRunResponse, _abc.Awaitable[_flow_run_service_pb2.DeleteFlowRunResponse]]:
-        """Deletes a finished run with its history and logs. Its idempotency key stays. Idempotent.
+        """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
+        Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
+        children of a cancelled run are still to be told.
         """
 
     @_abc_1.abstractmethod
@@ -355,7 +379,7 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         and an end marker once the run is final, after which the stream ends. Changes nothing, and may be resumed at any
         replica with the last version seen.
 
-        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND, also when the run is deleted meanwhile.
         """
 
 def add_FlowRunServiceServicer_to_server(servicer: FlowRunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from flowrun.v1 import flow_run_pb2 as flowrun_dot_v1_dot_flow__run__pb2
 from flowrun.v1 import project_pb2 as flowrun_dot_v1_dot_project__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66lowrun/v1/flow_service.proto\x12\nflowrun.v1\x1a\x15\x66lowrun/v1/flow.proto\x1a\x19\x66lowrun/v1/flow_run.proto\x1a\x18\x66lowrun/v1/project.proto\"$\n\x14\x43reateProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15\x43reateProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.flowrun.v1.Project\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.flowrun.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x02\n\x13RegisterFlowRequest\x12\x14\n\x0cproject_name\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x0b\x65ntry_point\x18\x03 \x01(\x0b\x32\x16.flowrun.v1.EntryPoint\x12)\n\nparameters\x18\x04 \x03(\x0b\x32\x15.flowrun.v1.Parameter\x12 \n\x18\x61\x63\x63\x65pts_extra_parameters\x18\x05 \x01(\x08\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12)\n\nrun_config\x18\x07 \x01(\x0b\x32\x15.flowrun.v1.RunConfig\x12)\n\x06policy\x18\x08 \x01(\x0b\x32\x19.flowrun.v1.FlowRunPolicy\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x15\n\rsource_digest\x18\n \x01(\t\"G\n\x14RegisterFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"!\n\x0eGetFlowRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"1\n\x0fGetFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\"T\n\x11LookUpFlowRequest\x12\x0c\n\x02id\x18\x01 \x01(\tH\x00\x12$\n\x04name\x18\x02 \x01(\x0b\x32\x14.flowrun.v1.FlowNameH\x00\x42\x0b\n\treference\".\n\x08\x46lowName\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cproject_name\x18\x02 \x01(\t\"4\n\x12LookUpFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\"\x8e\x01\n\x10ListFlowsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cproject_name\x18\x03 \x01(\t\x12\x15\n\rflow_group_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x18\n\x10include_archived\x18\x06 \x01(\x08\"M\n\x11ListFlowsResponse\x12\x1f\n\x05\x66lows\x18\x01 \x03(\x0b\x32\x10.flowrun.v1.Flow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x12\x41rchiveFlowRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"5\n\x13\x41rchiveFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\"\'\n\x14UnarchiveFlowRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"7\n\x15UnarchiveFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\",\n\x13GetFlowGroupRequest\x12\x15\n\rflow_group_id\x18\x01 \x01(\t\"A\n\x14GetFlowGroupResponse\x12)\n\nflow_group\x18\x01 \x01(\x0b\x32\x15.flowrun.v1.FlowGroup\"\xc0\x01\n\x16UpdateFlowGroupRequest\x12\x15\n\rflow_group_id\x18\x01 \x01(\t\x12$\n\x17\x64\x65\x66\x61ult_parameters_json\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\"\n\x06labels\x18\x03 \x01(\x0b\x32\x12.flowrun.v1.Labels\x12)\n\nrun_config\x18\x04 \x01(\x0b\x32\x15.flowrun.v1.RunConfigB\x1a\n\x18_default_parameters_json\"D\n\x17UpdateFlowGroupResponse\x12)\n\nflow_group\x18\x01 \x01(\x0b\x32\x15.flowrun.v1.FlowGroup2\xb9\x06\n\x0b\x46lowService\x12T\n\rCreateProject\x12 .flowrun.v1.CreateProjectRequest\x1a!.flowrun.v1.CreateProjectResponse\x12Q\n\x0cListProjects\x12\x1f.flowrun.v1.ListProjectsRequest\x1a .flowrun.v1.ListProjectsResponse\x12Q\n\x0cRegisterFlow\x12\x1f.flowrun.v1.RegisterFlowRequest\x1a .flowrun.v1.RegisterFlowResponse\x12\x42\n\x07GetFlow\x12\x1a.flowrun.v1.GetFlowRequest\x1a\x1b.flowrun.v1.GetFlowResponse\x12K\n\nLookUpFlow\x12\x1d.flowrun.v1.LookUpFlowRequest\x1a\x1e.flowrun.v1.LookUpFlowResponse\x12H\n\tListFlows\x12\x1c.flowrun.v1.ListFlowsRequest\x1a\x1d.flowrun.v1.ListFlowsResponse\x12N\n\x0b\x41rchiveFlow\x12\x1e.flowrun.v1.ArchiveFlowRequest\x1a\x1f.flowrun.v1.ArchiveFlowResponse\x12T\n\rUnarchiveFlow\x12 .flowrun.v1.UnarchiveFlowRequest\x1a!.flowrun.v1.UnarchiveFlowResponse\x12Q\n\x0cGetFlowGroup\x12\x1f.flowrun.v1.GetFlowGroupRequest\x1a .flowrun.v1.GetFlowGroupResponse\x12Z\n\x0fUpdateFlowGroup\x12\".flowrun.v1.UpdateFlowGroupRequest\x1a#.flowrun.v1.UpdateFlowGroupResponseB4\n\nflowrun.v1P\x01Z$penstock/gen/go/flowrun/v1;flowrunv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66lowrun/v1/flow_service.proto\x12\nflowrun.v1\x1a\x15\x66lowrun/v1/flow.proto\x1a\x19\x66lowrun/v1/flow_run.proto\x1a\x18\x66lowrun/v1/project.proto\"$\n\x14\x43reateProjectRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x15\x43reateProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.flowrun.v1.Project\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.flowrun.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xdc\x02\n\x13RegisterFlowRequest\x12\x14\n\x0cproject_name\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12+\n\x0b\x65ntry_point\x18\x03 \x01(\x0b\x32\x16.flowrun.v1.EntryPoint\x12)\n\nparameters\x18\x04 \x03(\x0b\x32\x15.flowrun.v1.Parameter\x12 \n\x18\x61\x63\x63\x65pts_extra_parameters\x18\x05 \x01(\x08\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12)\n\nrun_config\x18\x07 \x01(\x0b\x32\x15.flowrun.v1.RunConfig\x12)\n\x06policy\x18\x08 \x01(\x0b\x32\x19.flowrun.v1.FlowRunPolicy\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x15\n\rsource_digest\x18\n \x01(\t\x12\x15\n\rflow_group_id\x18\x0b \x01(\t\"G\n\x14RegisterFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"!\n\x0eGetFlowRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"1\n\x0fGetFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\"T\n\x11LookUpFlowRequest\x12\x0c\n\x02id\x18\x01 \x01(\tH\x00\x12$\n\x04name\x18\x02 \x01(\x0b\x32\x14.flowrun.v1.FlowNameH\x00\x42\x0b\n\treference\".\n\x08\x46lowName\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cproject_name\x18\x02 \x01(\t\"4\n\x12LookUpFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\"\x8e\x01\n\x10ListFlowsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cproject_name\x18\x03 \x01(\t\x12\x15\n\rflow_group_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x18\n\x10include_archived\x18\x06 \x01(\x08\"M\n\x11ListFlowsResponse\x12\x1f\n\x05\x66lows\x18\x01 \x03(\x0b\x32\x10.flowrun.v1.Flow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x12\x41rchiveFlowRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"5\n\x13\x41rchiveFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\"\'\n\x14UnarchiveFlowRequest\x12\x0f\n\x07\x66low_id\x18\x01 \x01(\t\"7\n\x15UnarchiveFlowResponse\x12\x1e\n\x04\x66low\x18\x01 \x01(\x0b\x32\x10.flowrun.v1.Flow\",\n\x13GetFlowGroupRequest\x12\x15\n\rflow_group_id\x18\x01 \x01(\t\"A\n\x14GetFlowGroupResponse\x12)\n\nflow_group\x18\x01 \x01(\x0b\x32\x15.flowrun.v1.FlowGroup\"\xc0\x01\n\x16UpdateFlowGroupRequest\x12\x15\n\rflow_group_id\x18\x01 \x01(\t\x12$\n\x17\x64\x65\x66\x61ult_parameters_json\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\"\n\x06labels\x18\x03 \x01(\x0b\x32\x12.flowrun.v1.Labels\x12)\n\nrun_config\x18\x04 \x01(\x0b\x32\x15.flowrun.v1.RunConfigB\x1a\n\x18_default_parameters_json\"D\n\x17UpdateFlowGroupResponse\x12)\n\nflow_group\x18\x01 \x01(\x0b\x32\x15.flowrun.v1.FlowGroup2\xb9\x06\n\x0b\x46lowService\x12T\n\rCreateProject\x12 .flowrun.v1.CreateProjectRequest\x1a!.flowrun.v1.CreateProjectResponse\x12Q\n\x0cListProjects\x12\x1f.flowrun.v1.ListProjectsRequest\x1a .flowrun.v1.ListProjectsResponse\x12Q\n\x0cRegisterFlow\x12\x1f.flowrun.v1.RegisterFlowRequest\x1a .flowrun.v1.RegisterFlowResponse\x12\x42\n\x07GetFlow\x12\x1a.flowrun.v1.GetFlowRequest\x1a\x1b.flowrun.v1.GetFlowResponse\x12K\n\nLookUpFlow\x12\x1d.flowrun.v1.LookUpFlowRequest\x1a\x1e.flowrun.v1.LookUpFlowResponse\x12H\n\tListFlows\x12\x1c.flowrun.v1.ListFlowsRequest\x1a\x1d.flowrun.v1.ListFlowsResponse\x12N\n\x0b\x41rchiveFlow\x12\x1e.flowrun.v1.ArchiveFlowRequest\x1a\x1f.flowrun.v1.ArchiveFlowResponse\x12T\n\rUnarchiveFlow\x12 .flowrun.v1.UnarchiveFlowRequest\x1a!.flowrun.v1.UnarchiveFlowResponse\x12Q\n\x0cGetFlowGroup\x12\x1f.flowrun.v1.GetFlowGroupRequest\x1a .flowrun.v1.GetFlowGroupResponse\x12Z\n\x0fUpdateFlowGroup\x12\".flowrun.v1.UpdateFlowGroupRequest\x1a#.flowrun.v1.UpdateFlowGroupResponseB4\n\nflowrun.v1P\x01Z$penstock/gen/go/flowrun/v1;flowrunv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,39 +44,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPROJECTSRESPONSE']._serialized_start=301
   _globals['_LISTPROJECTSRESPONSE']._serialized_end=387
   _globals['_REGISTERFLOWREQUEST']._serialized_start=390
-  _globals['_REGISTERFLOWREQUEST']._serialized_end=715
-  _globals['_REGISTERFLOWRESPONSE']._serialized_start=717
-  _globals['_REGISTERFLOWRESPONSE']._serialized_end=788
-  _globals['_GETFLOWREQUEST']._serialized_start=790
-  _globals['_GETFLOWREQUEST']._serialized_end=823
-  _globals['_GETFLOWRESPONSE']._serialized_start=825
-  _globals['_GETFLOWRESPONSE']._serialized_end=874
-  _globals['_LOOKUPFLOWREQUEST']._serialized_start=876
-  _globals['_LOOKUPFLOWREQUEST']._serialized_end=960
-  _globals['_FLOWNAME']._serialized_start=962
-  _globals['_FLOWNAME']._serialized_end=1008
-  _globals['_LOOKUPFLOWRESPONSE']._serialized_start=1010
-  _globals['_LOOKUPFLOWRESPONSE']._serialized_end=1062
-  _globals['_LISTFLOWSREQUEST']._serialized_start=1065
-  _globals['_LISTFLOWSREQUEST']._serialized_end=1207
-  _globals['_LISTFLOWSRESPONSE']._serialized_start=1209
-  _globals['_LISTFLOWSRESPONSE']._serialized_end=1286
-  _globals['_ARCHIVEFLOWREQUEST']._serialized_start=1288
-  _globals['_ARCHIVEFLOWREQUEST']._serialized_end=1325
-  _globals['_ARCHIVEFLOWRESPONSE']._serialized_start=1327
-  _globals['_ARCHIVEFLOWRESPONSE']._serialized_end=1380
-  _globals['_UNARCHIVEFLOWREQUEST']._serialized_start=1382
-  _globals['_UNARCHIVEFLOWREQUEST']._serialized_end=1421
-  _globals['_UNARCHIVEFLOWRESPONSE']._serialized_start=1423
-  _globals['_UNARCHIVEFLOWRESPONSE']._serialized_end=1478
-  _globals['_GETFLOWGROUPREQUEST']._serialized_start=1480
-  _globals['_GETFLOWGROUPREQUEST']._serialized_end=1524
-  _globals['_GETFLOWGROUPRESPONSE']._serialized_start=1526
-  _globals['_GETFLOWGROUPRESPONSE']._serialized_end=1591
-  _globals['_UPDATEFLOWGROUPREQUEST']._serialized_start=1594
-  _globals['_UPDATEFLOWGROUPREQUEST']._serialized_end=1786
-  _globals['_UPDATEFLOWGROUPRESPONSE']._serialized_start=1788
-  _globals['_UPDATEFLOWGROUPRESPONSE']._serialized_end=1856
-  _globals['_FLOWSERVICE']._serialized_start=1859
-  _globals['_FLOWSERVICE']._serialized_end=2684
+  _globals['_REGISTERFLOWREQUEST']._serialized_end=738
+  _globals['_REGISTERFLOWRESPONSE']._serialized_start=740
+  _globals['_REGISTERFLOWRESPONSE']._serialized_end=811
+  _globals['_GETFLOWREQUEST']._serialized_start=813
+  _globals['_GETFLOWREQUEST']._serialized_end=846
+  _globals['_GETFLOWRESPONSE']._serialized_start=848
+  _globals['_GETFLOWRESPONSE']._serialized_end=897
+  _globals['_LOOKUPFLOWREQUEST']._serialized_start=899
+  _globals['_LOOKUPFLOWREQUEST']._serialized_end=983
+  _globals['_FLOWNAME']._serialized_start=985
+  _globals['_FLOWNAME']._serialized_end=1031
+  _globals['_LOOKUPFLOWRESPONSE']._serialized_start=1033
+  _globals['_LOOKUPFLOWRESPONSE']._serialized_end=1085
+  _globals['_LISTFLOWSREQUEST']._serialized_start=1088
+  _globals['_LISTFLOWSREQUEST']._serialized_end=1230
+  _globals['_LISTFLOWSRESPONSE']._serialized_start=1232
+  _globals['_LISTFLOWSRESPONSE']._serialized_end=1309
+  _globals['_ARCHIVEFLOWREQUEST']._serialized_start=1311
+  _globals['_ARCHIVEFLOWREQUEST']._serialized_end=1348
+  _globals['_ARCHIVEFLOWRESPONSE']._serialized_start=1350
+  _globals['_ARCHIVEFLOWRESPONSE']._serialized_end=1403
+  _globals['_UNARCHIVEFLOWREQUEST']._serialized_start=1405
+  _globals['_UNARCHIVEFLOWREQUEST']._serialized_end=1444
+  _globals['_UNARCHIVEFLOWRESPONSE']._serialized_start=1446
+  _globals['_UNARCHIVEFLOWRESPONSE']._serialized_end=1501
+  _globals['_GETFLOWGROUPREQUEST']._serialized_start=1503
+  _globals['_GETFLOWGROUPREQUEST']._serialized_end=1547
+  _globals['_GETFLOWGROUPRESPONSE']._serialized_start=1549
+  _globals['_GETFLOWGROUPRESPONSE']._serialized_end=1614
+  _globals['_UPDATEFLOWGROUPREQUEST']._serialized_start=1617
+  _globals['_UPDATEFLOWGROUPREQUEST']._serialized_end=1809
+  _globals['_UPDATEFLOWGROUPRESPONSE']._serialized_start=1811
+  _globals['_UPDATEFLOWGROUPRESPONSE']._serialized_end=1879
+  _globals['_FLOWSERVICE']._serialized_start=1882
+  _globals['_FLOWSERVICE']._serialized_end=2707
 # @@protoc_insertion_point(module_scope)

@@ -141,10 +141,15 @@ class RegisterFlowRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SOURCE_DIGEST_FIELD_NUMBER: _builtins.int
+    FLOW_GROUP_ID_FIELD_NUMBER: _builtins.int
     project_name: _builtins.str
-    """The project's name; the project is created when it is missing. REQUIRED, 1 to 255 characters."""
+    """The project's name; the project is created when it is missing. REQUIRED unless `flow_group_id` is given, 1 to 255
+    characters, of which none may steer a terminal or the direction of writing.
+    """
     name: _builtins.str
-    """The flow's name. REQUIRED, 1 to 255 characters."""
+    """The flow's name. REQUIRED unless `flow_group_id` is given, 1 to 255 characters, of which none may steer a terminal
+    or the direction of writing.
+    """
     accepts_extra_parameters: _builtins.bool
     """Whether a run may also be given parameters that are not declared."""
     description: _builtins.str
@@ -152,6 +157,10 @@ class RegisterFlowRequest(_message.Message):
     source_digest: _builtins.str
     """A digest of the entry file's source, in any form of at most 255 characters, so that changed code makes a new
     version. Empty when the source is not known.
+    """
+    flow_group_id: _builtins.str
+    """The group to make the next version of, in place of the one of that project and name; these, if they are given
+    nevertheless, must be the group's own. Empty for none, UUID text.
     """
     @_builtins.property
     def entry_point(self) -> _flow_pb2.EntryPoint:
@@ -186,10 +195,11 @@ class RegisterFlowRequest(_message.Message):
         policy: _flow_run_pb2.FlowRunPolicy | None = ...,
         description: _builtins.str = ...,
         source_digest: _builtins.str = ...,
+        flow_group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["entry_point", b"entry_point", "policy", b"policy", "run_config", b"run_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_extra_parameters", b"accepts_extra_parameters", "description", b"description", "entry_point", b"entry_point", "labels", b"labels", "name", b"name", "parameters", b"parameters", "policy", b"policy", "project_name", b"project_name", "run_config", b"run_config", "source_digest", b"source_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_extra_parameters", b"accepts_extra_parameters", "description", b"description", "entry_point", b"entry_point", "flow_group_id", b"flow_group_id", "labels", b"labels", "name", b"name", "parameters", b"parameters", "policy", b"policy", "project_name", b"project_name", "run_config", b"run_config", "source_digest", b"source_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,7 +580,9 @@ class UpdateFlowGroupRequest(_message.Message):
     flow_group_id: _builtins.str
     """The group. REQUIRED, UUID text."""
     default_parameters_json: _builtins.str
-    """The text of a JSON object, at most 512 KiB; absent removes the group's defaults."""
+    """The text of a JSON object, at most 512 KiB, of at most 500 names of 1 to 255 characters; absent removes the group's
+    defaults.
+    """
     @_builtins.property
     def labels(self) -> _flow_run_pb2.Labels:
         """Absent removes the group's labels; an empty list makes its runs unlabelled."""

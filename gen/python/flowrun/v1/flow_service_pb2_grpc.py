@@ -119,6 +119,8 @@ class FlowServiceServicer:
         """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
         flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
         flow returns that flow with `created = false`.
+
+        Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,8 +139,9 @@ class FlowServiceServicer:
         """Returns the flow that a person means by an id (of a flow or of a flow group) or by a name. A group or a name means
         its live flow. Changes nothing.
 
-        Refuses with NOT_FOUND / FLOW_NOT_FOUND; with FAILED_PRECONDITION / NO_LIVE_FLOW when every flow of the group is
-        archived, and / FLOW_NAME_AMBIGUOUS when the name stands in several projects, which the metadata names.
+        Refuses with NOT_FOUND / FLOW_NOT_FOUND, naming flows with similar names; with FAILED_PRECONDITION / NO_LIVE_FLOW
+        when every flow of the group is archived, naming the latest, and / FLOW_NAME_AMBIGUOUS when the name stands in
+        several projects, naming these.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +159,7 @@ class FlowServiceServicer:
     def ArchiveFlow(self, request, context):
         """Archives a flow: no run of it can be created any more; runs that exist go on. Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +168,7 @@ class FlowServiceServicer:
     def UnarchiveFlow(self, request, context):
         """Makes an archived flow the live one of its group and archives the one that was. Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +187,7 @@ class FlowServiceServicer:
         """Replaces the defaults of a flow group: parameters, labels and run config, each whole. What the request leaves out
         is removed. Runs that exist keep what they have. Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,6 +49,8 @@ class FlowServiceStub:
     """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
     flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
     flow returns that flow with `created = false`.
+
+    Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
     """
     GetFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.GetFlowRequest, _flow_service_pb2.GetFlowResponse]
     """Returns a flow, archived or not. Changes nothing.
@@ -59,8 +61,9 @@ class FlowServiceStub:
     """Returns the flow that a person means by an id (of a flow or of a flow group) or by a name. A group or a name means
     its live flow. Changes nothing.
 
-    Refuses with NOT_FOUND / FLOW_NOT_FOUND; with FAILED_PRECONDITION / NO_LIVE_FLOW when every flow of the group is
-    archived, and / FLOW_NAME_AMBIGUOUS when the name stands in several projects, which the metadata names.
+    Refuses with NOT_FOUND / FLOW_NOT_FOUND, naming flows with similar names; with FAILED_PRECONDITION / NO_LIVE_FLOW
+    when every flow of the group is archived, naming the latest, and / FLOW_NAME_AMBIGUOUS when the name stands in
+    several projects, naming these.
     """
     ListFlows: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowsRequest, _flow_service_pb2.ListFlowsResponse]
     """Lists flows, newest first. Changes nothing.
@@ -70,12 +73,12 @@ class FlowServiceStub:
     ArchiveFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.ArchiveFlowRequest, _flow_service_pb2.ArchiveFlowResponse]
     """Archives a flow: no run of it can be created any more; runs that exist go on. Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_NOT_FOUND.
     """
     UnarchiveFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.UnarchiveFlowRequest, _flow_service_pb2.UnarchiveFlowResponse]
     """Makes an archived flow the live one of its group and archives the one that was. Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_NOT_FOUND.
     """
     GetFlowGroup: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.GetFlowGroupRequest, _flow_service_pb2.GetFlowGroupResponse]
     """Returns a flow group. Changes nothing.
@@ -86,7 +89,7 @@ class FlowServiceStub:
     """Replaces the defaults of a flow group: parameters, labels and run config, each whole. What the request leaves out
     is removed. Runs that exist keep what they have. Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -110,6 +113,8 @@ class FlowServiceAsyncStub(FlowServiceStub):
     """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
     flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
     flow returns that flow with `created = false`.
+
+    Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
     """
     GetFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.GetFlowRequest, _flow_service_pb2.GetFlowResponse]  # type: ignore[assignment]
     """Returns a flow, archived or not. Changes nothing.
@@ -120,8 +125,9 @@ class FlowServiceAsyncStub(FlowServiceStub):
     """Returns the flow that a person means by an id (of a flow or of a flow group) or by a name. A group or a name means
     its live flow. Changes nothing.
 
-    Refuses with NOT_FOUND / FLOW_NOT_FOUND; with FAILED_PRECONDITION / NO_LIVE_FLOW when every flow of the group is
-    archived, and / FLOW_NAME_AMBIGUOUS when the name stands in several projects, which the metadata names.
+    Refuses with NOT_FOUND / FLOW_NOT_FOUND, naming flows with similar names; with FAILED_PRECONDITION / NO_LIVE_FLOW
+    when every flow of the group is archived, naming the latest, and / FLOW_NAME_AMBIGUOUS when the name stands in
+    several projects, naming these.
     """
     ListFlows: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ListFlowsRequest, _flow_service_pb2.ListFlowsResponse]  # type: ignore[assignment]
     """Lists flows, newest first. Changes nothing.
@@ -131,12 +137,12 @@ class FlowServiceAsyncStub(FlowServiceStub):
     ArchiveFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.ArchiveFlowRequest, _flow_service_pb2.ArchiveFlowResponse]  # type: ignore[assignment]
     """Archives a flow: no run of it can be created any more; runs that exist go on. Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_NOT_FOUND.
     """
     UnarchiveFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.UnarchiveFlowRequest, _flow_service_pb2.UnarchiveFlowResponse]  # type: ignore[assignment]
     """Makes an archived flow the live one of its group and archives the one that was. Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_NOT_FOUND.
     """
     GetFlowGroup: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.GetFlowGroupRequest, _flow_service_pb2.GetFlowGroupResponse]  # type: ignore[assignment]
     """Returns a flow group. Changes nothing.
@@ -147,7 +153,7 @@ class FlowServiceAsyncStub(FlowServiceStub):
     """Replaces the defaults of a flow group: parameters, labels and run config, each whole. What the request leaves out
     is removed. Runs that exist keep what they have. Idempotent.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND.
     """
 
 class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -186,6 +192,8 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
         flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
         flow returns that flow with `created = false`.
+
+        Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
         """
 
     @_abc_1.abstractmethod
@@ -208,8 +216,9 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the flow that a person means by an id (of a flow or of a flow group) or by a name. A group or a name means
         its live flow. Changes nothing.
 
-        Refuses with NOT_FOUND / FLOW_NOT_FOUND; with FAILED_PRECONDITION / NO_LIVE_FLOW when every flow of the group is
-        archived, and / FLOW_NAME_AMBIGUOUS when the name stands in several projects, which the metadata names.
+        Refuses with NOT_FOUND / FLOW_NOT_FOUND, naming flows with similar names; with FAILED_PRECONDITION / NO_LIVE_FLOW
+        when every flow of the group is archived, naming the latest, and / FLOW_NAME_AMBIGUOUS when the name stands in
+        several projects, naming these.
         """
 
     @_abc_1.abstractmethod
@@ -231,7 +240,7 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.ArchiveFlowResponse, _abc.Awaitable[_flow_service_pb2.ArchiveFlowResponse]]:
         """Archives a flow: no run of it can be created any more; runs that exist go on. Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -242,7 +251,7 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.UnarchiveFlowResponse, _abc.Awaitable[_flow_service_pb2.UnarchiveFlowResponse]]:
         """Makes an archived flow the live one of its group and archives the one that was. Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -265,7 +274,7 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
         """Replaces the defaults of a flow group: parameters, labels and run config, each whole. What the request leaves out
         is removed. Runs that exist keep what they have. Idempotent.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND.
         """
 
 def add_FlowServiceServicer_to_server(servicer: FlowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

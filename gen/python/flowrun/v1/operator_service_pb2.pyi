@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from flowrun.v1 import agent_pb2 as _agent_pb2
+from flowrun.v1 import flow_run_pb2 as _flow_run_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -632,18 +633,24 @@ class ExplainFlowRunResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OBSTACLES_FIELD_NUMBER: _builtins.int
+    FLOW_RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Obstacle]:
         """Every reason why the run is not running; empty when it runs, is final, or is being handed out."""
+
+    @_builtins.property
+    def flow_run(self) -> _flow_run_pb2.FlowRun:
+        """The run as it was then, without its parameters, context and result."""
 
     def __init__(
         self,
         *,
         obstacles: _abc.Iterable[Global___Obstacle] | None = ...,
+        flow_run: _flow_run_pb2.FlowRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["flow_run", b"flow_run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["obstacles", b"obstacles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow_run", b"flow_run", "obstacles", b"obstacles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,6 +668,7 @@ class Obstacle(_message.Message):
     LIMIT_REACHED_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    AGENTLESS_FIELD_NUMBER: _builtins.int
     pause_reason: _builtins.str
     """Its flow group is paused, for this reason."""
     @_builtins.property
@@ -683,6 +691,10 @@ class Obstacle(_message.Message):
     def drain(self) -> Global___Drain:
         """A drain matches its labels."""
 
+    @_builtins.property
+    def agentless(self) -> Global___Agentless:
+        """It bears the reserved label "penstock:agentless", so only a LeaseFlowRuns that names it may take it."""
+
     def __init__(
         self,
         *,
@@ -692,12 +704,13 @@ class Obstacle(_message.Message):
         limit_reached: Global___LimitReached | None = ...,
         drain: Global___Drain | None = ...,
         pause_reason: _builtins.str = ...,
+        agentless: Global___Agentless | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agents_busy", b"agents_busy", "drain", b"drain", "due_time", b"due_time", "kind", b"kind", "limit_reached", b"limit_reached", "no_agent", b"no_agent", "pause_reason", b"pause_reason"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agentless", b"agentless", "agents_busy", b"agents_busy", "drain", b"drain", "due_time", b"due_time", "kind", b"kind", "limit_reached", b"limit_reached", "no_agent", b"no_agent", "pause_reason", b"pause_reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_busy", b"agents_busy", "drain", b"drain", "due_time", b"due_time", "kind", b"kind", "limit_reached", b"limit_reached", "no_agent", b"no_agent", "pause_reason", b"pause_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agentless", b"agentless", "agents_busy", b"agents_busy", "drain", b"drain", "due_time", b"due_time", "kind", b"kind", "limit_reached", b"limit_reached", "no_agent", b"no_agent", "pause_reason", b"pause_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["due_time", "no_agent", "agents_busy", "limit_reached", "drain", "pause_reason"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["due_time", "no_agent", "agents_busy", "limit_reached", "drain", "pause_reason", "agentless"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -722,7 +735,7 @@ class NoAgent(_message.Message):
 
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The labels that it lacks."""
+        """The labels that it lacks; empty where it bears labels and the run bears none, which such an agent never takes."""
 
     def __init__(
         self,
@@ -738,6 +751,23 @@ class NoAgent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NoAgent: _TypeAlias = NoAgent  # noqa: Y015
+
+@_typing.final
+class Agentless(_message.Message):
+    """The run waits for the one process that executes it without an agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Agentless: _TypeAlias = Agentless  # noqa: Y015
 
 @_typing.final
 class AgentsBusy(_message.Message):

@@ -196,9 +196,10 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExplainFlowRun(self, request, context):
-        """Gives every reason why a run is not running, by the rules that the queue itself follows. Changes nothing.
+        """Gives every reason why a run is not running, by the rules that the queue itself follows: with all of them removed
+        the run is handed out. Changes nothing.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -90,9 +90,10 @@ class OperatorServiceStub:
     Not served yet: answers UNIMPLEMENTED.
     """
     ExplainFlowRun: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ExplainFlowRunRequest, _operator_service_pb2.ExplainFlowRunResponse]
-    """Gives every reason why a run is not running, by the rules that the queue itself follows. Changes nothing.
+    """Gives every reason why a run is not running, by the rules that the queue itself follows: with all of them removed
+    the run is handed out. Changes nothing.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -157,9 +158,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     Not served yet: answers UNIMPLEMENTED.
     """
     ExplainFlowRun: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ExplainFlowRunRequest, _operator_service_pb2.ExplainFlowRunResponse]  # type: ignore[assignment]
-    """Gives every reason why a run is not running, by the rules that the queue itself follows. Changes nothing.
+    """Gives every reason why a run is not running, by the rules that the queue itself follows: with all of them removed
+    the run is handed out. Changes nothing.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
     """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -287,9 +289,10 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.ExplainFlowRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.ExplainFlowRunResponse, _abc.Awaitable[_operator_service_pb2.ExplainFlowRunResponse]]:
-        """Gives every reason why a run is not running, by the rules that the queue itself follows. Changes nothing.
+        """Gives every reason why a run is not running, by the rules that the queue itself follows: with all of them removed
+        the run is handed out. Changes nothing.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND.
         """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

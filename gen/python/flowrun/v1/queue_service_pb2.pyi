@@ -125,7 +125,7 @@ class Hello(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """It is offered runs whose labels are among these; without labels, only runs without labels. At most 64 of 1 to 255
-        characters.
+        characters, none of them reserved.
         """
 
     @_builtins.property
@@ -472,11 +472,13 @@ class LeaseFlowRunsRequest(_message.Message):
     """Only this run; empty for any. UUID text."""
     @_builtins.property
     def hello(self) -> Global___Hello:
-        """Who the agent is and what it holds."""
+        """Who the agent is and what it holds. A lease that is known to be stopping already is better left out: the poll is
+        answered at once as long as one of them is.
+        """
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """How long to hold the call while nothing is due, at most 30 s."""
+        """How long to hold the call while nothing is due, at most 30 s. The call's deadline is better a second later."""
 
     def __init__(
         self,

@@ -123,10 +123,13 @@ class QueueServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LeaseFlowRuns(self, request, context):
-        """The same as the stream by long poll, for networks that cut streams: states what is held, answers with offers and
-        with what to stop. May name one run to lease just that.
+        """The same as the stream by long poll, for networks that cut streams: states what is held, and answers as soon as
+        there is something to offer or to stop, or when the wait is over. An offer that is not accepted waits again when
+        its lease ends. May name one run to lease just that, once it is due; so alone can a run with the reserved label
+        "penstock:agentless" be taken. Changes nothing but what it offers.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses a run that it names with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_FINAL when
+        that run is final, and / LABELS_MISSING when the caller lacks labels that the run asks for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

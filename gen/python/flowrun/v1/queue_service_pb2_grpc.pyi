@@ -67,10 +67,13 @@ class QueueServiceStub:
     in order: RELEASED, STARTED (refused: the run's code began), ENDED or LOST. Idempotent.
     """
     LeaseFlowRuns: _grpc.UnaryUnaryMultiCallable[_queue_service_pb2.LeaseFlowRunsRequest, _queue_service_pb2.LeaseFlowRunsResponse]
-    """The same as the stream by long poll, for networks that cut streams: states what is held, answers with offers and
-    with what to stop. May name one run to lease just that.
+    """The same as the stream by long poll, for networks that cut streams: states what is held, and answers as soon as
+    there is something to offer or to stop, or when the wait is over. An offer that is not accepted waits again when
+    its lease ends. May name one run to lease just that, once it is due; so alone can a run with the reserved label
+    "penstock:agentless" be taken. Changes nothing but what it offers.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses a run that it names with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_FINAL when
+    that run is final, and / LABELS_MISSING when the caller lacks labels that the run asks for.
     """
 
 @_typing.type_check_only
@@ -112,10 +115,13 @@ class QueueServiceAsyncStub(QueueServiceStub):
     in order: RELEASED, STARTED (refused: the run's code began), ENDED or LOST. Idempotent.
     """
     LeaseFlowRuns: _aio.UnaryUnaryMultiCallable[_queue_service_pb2.LeaseFlowRunsRequest, _queue_service_pb2.LeaseFlowRunsResponse]  # type: ignore[assignment]
-    """The same as the stream by long poll, for networks that cut streams: states what is held, answers with offers and
-    with what to stop. May name one run to lease just that.
+    """The same as the stream by long poll, for networks that cut streams: states what is held, and answers as soon as
+    there is something to offer or to stop, or when the wait is over. An offer that is not accepted waits again when
+    its lease ends. May name one run to lease just that, once it is due; so alone can a run with the reserved label
+    "penstock:agentless" be taken. Changes nothing but what it offers.
 
-    Not served yet: answers UNIMPLEMENTED.
+    Refuses a run that it names with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_FINAL when
+    that run is final, and / LABELS_MISSING when the caller lacks labels that the run asks for.
     """
 
 class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -184,10 +190,13 @@ class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _queue_service_pb2.LeaseFlowRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_queue_service_pb2.LeaseFlowRunsResponse, _abc.Awaitable[_queue_service_pb2.LeaseFlowRunsResponse]]:
-        """The same as the stream by long poll, for networks that cut streams: states what is held, answers with offers and
-        with what to stop. May name one run to lease just that.
+        """The same as the stream by long poll, for networks that cut streams: states what is held, and answers as soon as
+        there is something to offer or to stop, or when the wait is over. An offer that is not accepted waits again when
+        its lease ends. May name one run to lease just that, once it is due; so alone can a run with the reserved label
+        "penstock:agentless" be taken. Changes nothing but what it offers.
 
-        Not served yet: answers UNIMPLEMENTED.
+        Refuses a run that it names with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_FINAL when
+        that run is final, and / LABELS_MISSING when the caller lacks labels that the run asks for.
         """
 
 def add_QueueServiceServicer_to_server(servicer: QueueServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
