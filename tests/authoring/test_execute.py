@@ -219,17 +219,53 @@ def test_a_failure_names_the_authors_code_alone(bodies: Any) -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ("object()", "the flow returned what cannot be written as JSON: Object of type object"),
-        ("float('nan')", "the flow returned what cannot be written as JSON"),
+        ("object()", "the flow returned what cannot be written as JSON: result is of type object"),
+        ("{'rows': [1, {'at': {1, 2}}]}", "JSON: result['rows'][1]['at'] is of type set"),
+        ("{'rate': float('nan')}", "JSON: result['rate'] is nan"),
+        ("{(1, 2): 3}", "JSON: result has a key of type tuple: (1, 2)"),
+        ("(a := [], a.append([a]))[0]", "JSON: result[0][0] holds itself"),
+        ("[chr(0xd800)]", "JSON: result[0] is text with half of a surrogate pair"),
+        ("json.loads('[' * 101 + ']' * 101)", "JSON: it is nested deeper than 100 levels"),
+        ("[[]] * 1 and {1: 1, '1': 2}", "JSON: result names '1' twice in one object"),
         ("'x' * 524_287", "the flow returned 524,289 bytes of JSON, and 524,288 is the most that is kept"),
     ],
 )
 def test_a_result_must_fit(bodies: Any, returned: str, message: str) -> None:
     """What cannot be kept fails the run, and says what to do instead."""
-    failure = bodies(f"@flow\ndef example():\n    return {returned}\n").records()[-1]
+    failure = bodies(f"import json\n@flow\ndef example():\n    return {returned}\n").records()[-1]
 
     assert failure["type"] == "TypeError"
     assert message in failure["message"]
+    assert f"TypeError: {failure['message']}\n" == failure["traceback"]
+
+
+def test_the_greatest_depth_is_kept(bodies: Any) -> None:
+    """The limit itself is allowed."""
+    result = bodies("import json\n@flow\ndef example():\n    return json.loads('[' * 100 + ']' * 100)\n").records()[-1]
+
+    assert "[" * 100 + "]" * 100 == result["json"]
+
+
+def test_a_failure_below_our_own_code_ends_at_the_authors_line(bodies: Any) -> None:
+    """A flow that calls another, and one of our functions, shows its own lines and none of ours."""
+    failure = bodies(
+        "import asyncio\nfrom penstock import Client\n@flow\ndef inner():\n    Client.look_up_flow(None)\n"
+        "@flow\ndef example():\n    try:\n        inner()\n    except AttributeError as error:\n"
+        "        raise ExceptionGroup('all', [error]) from None\n"
+    ).records()[-1]
+
+    assert "in inner" in failure["traceback"]
+    assert "services/penstock" not in failure["traceback"]
+    assert "in example" in failure["traceback"]
+
+
+def test_a_file_that_cannot_be_read_as_python_shows_its_line(bodies: Any) -> None:
+    """A syntax error is shown as Python shows it, without a heading over no frames."""
+    failure = bodies("@flow\ndef example():\n    return (\n").records()[-1]
+
+    assert "SyntaxError" == failure["type"]
+    assert failure["traceback"].startswith('  File "')
+    assert "return (" in failure["traceback"]
 
 
 def test_a_result_of_exactly_the_greatest_size_is_kept(bodies: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Optional, Union
 
 import pytest
 
-from flowrun.v1 import flow_pb2
+from flowrun.v1 import flow_pb2, flow_run_pb2, log_pb2
 from penstock import flow
 from penstock.authoring.flow import Command, Flow, ParameterType, RunConfig
+from penstock.authoring.policy import Policy
 
 T = ParameterType
 
@@ -111,7 +112,7 @@ def test_names_and_descriptions_have_defaults() -> None:
 @pytest.mark.parametrize("given", [timedelta(seconds=90), 90, 90.0])
 def test_a_delay_may_be_given_in_seconds(given: timedelta | float) -> None:
     """Both forms mean the same."""
-    assert timedelta(seconds=90) == flow(retry_delay=given)(lambda: None).retry_delay
+    assert timedelta(seconds=90) == flow(retry_delay=given)(lambda: None).policy.delay
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,61 @@ def test_what_no_run_could_be_given_is_refused_at_once(declare: Any, message: st
     """The author learns it when the module is imported, by the name of the parameter."""
     with pytest.raises(TypeError, match=message):
         declare()
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"retries": -1}, "retries must be a whole number from 0 to 1,000, not -1"),
+        ({"retries": 1_001}, "retries must be a whole number from 0 to 1,000, not 1001"),
+        ({"retries": 1.5}, "retries must be a whole number from 0 to 1,000, not 1.5"),
+        ({"retries": True}, "retries must be a whole number from 0 to 1,000, not True"),
+        ({"retry_delay": -1}, "retry_delay must be a timedelta or a number of seconds, from 0 to 30 days, not -1"),
+        ({"retry_delay": timedelta(days=30, microseconds=1)}, "from 0 to 30 days, not datetime.timedelta"),
+        ({"retry_delay": float("nan")}, "from 0 to 30 days, not nan"),
+        ({"retry_delay": float("inf")}, "from 0 to 30 days, not inf"),
+        ({"retry_delay": "10m"}, "from 0 to 30 days, not '10m'"),
+        ({"max_lost_restarts": 1_001}, "max_lost_restarts must be a whole number from 0 to 1,000, not 1001"),
+        ({"priority": 101}, "priority must be a whole number from 0 to 100, not 101"),
+        ({"log_level": "LOUD"}, "log_level must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not 'LOUD'"),
+        ({"log_level": 10}, "log_level must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not 10"),
+        ({"child_policy": "keep"}, "child_policy must be one of CANCEL, ABANDON, not 'keep'"),
+    ],
+    ids=str,
+)
+def test_wishes_that_no_server_would_grant_are_refused_at_once(wish: dict[str, Any], message: str) -> None:
+    """The author learns the limit when the module is imported, for flows and for commands."""
+    with pytest.raises(TypeError, match=message):
+        flow(**wish)
+    with pytest.raises(TypeError, match=message):
+        Command(name="backup", arguments=["tar"], policy=Policy(**wish))
+
+
+def test_the_limits_themselves_are_granted() -> None:
+    """The greatest wishes are allowed, and reach the registration with the words in any case."""
+    wishes: dict[str, Any] = {
+        "retries": 1_000,
+        "retry_delay": timedelta(days=30),
+        "max_lost_restarts": 0,
+        "log_level": "debug",
+        "priority": 100,
+        "child_policy": "abandon",
+    }
+    policy = flow(**wishes)(_nothing).to_request("water").policy
+
+    assert (1_000, timedelta(days=30)) == (policy.max_retries, policy.retry_delay.ToTimedelta())
+    assert (0, 100) == (policy.max_lost_restarts, policy.priority)
+    assert policy.HasField("max_lost_restarts")
+    assert (log_pb2.LOG_LEVEL_DEBUG, flow_run_pb2.CHILD_POLICY_ABANDON) == (policy.log_level, policy.child_policy)
+    assert policy == Command(name="c", arguments=["c"], policy=Policy(**wishes)).to_request("water").policy
+
+
+def test_what_was_not_wished_is_left_to_the_server() -> None:
+    """Absent wishes are absent from the request, so that the server's own values count."""
+    policy = flow(_nothing).to_request("water").policy
+
+    assert not any(policy.HasField(name) for name in ("max_lost_restarts", "priority"))  # type: ignore[arg-type]
+    assert (0, 0) == (policy.log_level, policy.child_policy)
 
 
 def test_the_request_holds_everything_that_was_declared() -> None:

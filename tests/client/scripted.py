@@ -2,7 +2,7 @@
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceServicer, add_Flo
 from flowrun.v1.flow_service_pb2_grpc import FlowServiceServicer, add_FlowServiceServicer_to_server
 from flowrun.v1.log_service_pb2_grpc import LogServiceServicer, add_LogServiceServicer_to_server
 from flowrun.v1.operator_service_pb2_grpc import OperatorServiceServicer, add_OperatorServiceServicer_to_server
+from flowrun.v1.queue_service_pb2_grpc import QueueServiceServicer, add_QueueServiceServicer_to_server
 from penstock.runtime.server import Server
 from penstock.runtime.serving import Serving
 
@@ -23,9 +24,9 @@ Script = Callable[[Any, Any], Any]
 
 
 class ScriptedServices:
-    """All services that a client speaks to, behind one address."""
+    """All services that a client speaks to, or only those that are named, behind one address."""
 
-    def __init__(self, *, token: str = "", port: int = 0) -> None:
+    def __init__(self, *, token: str = "", port: int = 0, only: Container[str] = ()) -> None:
         self.scripts: dict[str, Script] = {}
         self.requests: deque[Any] = deque()
         self.metadata: deque[Mapping[str, Any]] = deque()
@@ -36,8 +37,10 @@ class ScriptedServices:
             (FlowRunServiceServicer, add_FlowRunServiceServicer_to_server),
             (LogServiceServicer, add_LogServiceServicer_to_server),
             (OperatorServiceServicer, add_OperatorServiceServicer_to_server),
+            (QueueServiceServicer, add_QueueServiceServicer_to_server),
         ):
-            self._server.add(add, self._servicer(base))
+            if not only or base.__name__.removesuffix("Servicer") in only:
+                self._server.add(add, self._servicer(base))
 
     @property
     def address(self) -> str:

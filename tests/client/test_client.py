@@ -53,6 +53,22 @@ async def test_a_call_bears_the_trace_it_is_made_in(speak: Speak, services: Scri
     assert telemetry.trace_id_of(outer) == telemetry.trace_id_of(services.metadata[0]["traceparent"])
 
 
+async def test_a_creation_goes_on_with_the_trace_of_its_process(
+    speak: Speak, services: ScriptedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a thread of a run's body, or in a command that is one, the trace is known from the environment alone."""
+    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
+    inherited = telemetry.new_traceparent()
+    monkeypatch.setenv("TRACEPARENT", inherited)
+
+    await speak("create_flow_run", flow_id="flow")
+    own = telemetry.new_traceparent()
+    with telemetry.attached(telemetry.context_from(own)):
+        await speak("create_flow_run", flow_id="flow")
+
+    assert [inherited, own] == [each["traceparent"] for each in services.metadata]
+
+
 async def test_a_creation_begins_the_trace(
     speak: Speak, services: ScriptedServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,24 +6,31 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from penstock.client import errors
+from penstock.client import AsyncClient, Client, errors
 from penstock.domain.errors import (
     CredentialInvalid,
+    FlowArchived,
+    FlowNameAmbiguous,
+    FlowRunLive,
     FlowRunNotFound,
     InvalidRequest,
+    KeyNotFound,
     KeyReused,
     LeaseLost,
     MoveRefused,
+    NoLiveFlow,
     Overloaded,
     Refusal,
     SessionReplaced,
     Unavailable,
+    VersionStale,
     Violation,
 )
 from penstock.runtime.settings import ClientSettings
 from penstock.wire.errors import CODES
 from tests.client.conftest import Speak
 from tests.client.scripted import RUN_ID, ScriptedServices
+from tests.support.running import running
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,12 @@ from tests.client.scripted import RUN_ID, ScriptedServices
         (KeyReused("once", RUN_ID, ("labels",)), errors.KeyReused),
         (LeaseLost(RUN_ID, 3), errors.LeaseLost),
         (SessionReplaced("a"), errors.Superseded),
+        (KeyNotFound("once", "flow group group"), errors.KeyNotFound),
+        (FlowArchived("flow", "live"), errors.FlowArchived),
+        (NoLiveFlow("group", ("last",)), errors.NoLiveFlow),
+        (FlowNameAmbiguous("river", ("north", "south")), errors.FlowNameAmbiguous),
+        (FlowRunLive(RUN_ID, "RUNNING"), errors.FlowRunLive),
+        (VersionStale(RUN_ID, 4, 6), errors.VersionStale),
         (Overloaded(timedelta(seconds=2)), errors.Overloaded),
         (Unavailable("the database is away"), errors.Unavailable),
     ],
@@ -123,7 +136,59 @@ async def test_a_server_that_does_not_answer_is_left(form: str, services: Script
 
     (given,) = services.deadlines
     assert given is not None
-    assert given <= 0.3
+    assert given < 1  # what travels is rounded, and the default is half a minute
     closing = client.close()
     if closing is not None:
         await closing
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"],
+    ids=["an HTTP/1 server", "no HTTP server at all"],
+)
+@pytest.mark.slow
+async def test_a_server_of_another_kind_is_told_apart(greeting: bytes) -> None:
+    """Whoever mistook the address is told that something answers there, and that it is not what was looked for."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, AsyncClient(address) as client:
+        with pytest.raises(errors.NotServed) as raised:
+            await client.get_flow_run(RUN_ID)
+
+    expected = f"What answers at {address} is no Penstock server, or none for this call: is the address the right one?"
+    assert expected == str(raised.value)
+
+
+async def test_a_service_of_another_contract_is_told_apart() -> None:
+    """A gRPC server that has never heard of the call does not speak for itself."""
+    async with running() as address, AsyncClient(address) as client:
+        with pytest.raises(errors.NotServed, match=f"What answers at {address} is no Penstock server, or none for"):
+            await client.get_flow_run(RUN_ID)
+
+
+@pytest.mark.parametrize("form", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "address",
+    ["nonsense", "http://127.0.0.1:4710", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:99999", "a:b", "::1:4710", "a b:1"],
+)
+def test_an_address_that_is_none_is_refused(form: type, address: str) -> None:
+    """gRPC takes anything for an address, and says nothing that helps when nobody is there."""
+    with pytest.raises(errors.InvalidRequest, match=r"address: must be HOST:PORT, such as 127\.0\.0\.1:4710, not '"):
+        form(address)
+
+
+@pytest.mark.parametrize("form", [Client, AsyncClient])
+@pytest.mark.parametrize("token", ["geheim-ü", "read from a file\n", "\x00"])
+def test_a_token_that_no_call_can_bear_is_refused(form: type, token: str) -> None:
+    """And is not shown, because messages are logged."""
+    with pytest.raises(errors.InvalidRequest, match="token: must be printable ASCII characters") as refused:
+        form("127.0.0.1:4710", token)
+
+    assert token not in str(refused.value)

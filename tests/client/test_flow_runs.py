@@ -1,146 +1,15 @@
 """Flow runs, as both clients see them."""
 
-import uuid
 from datetime import UTC, datetime, timedelta
 
 import pendulum
 import pytest
 
-from flowrun.v1 import flow_run_pb2, log_pb2
+from flowrun.v1 import flow_run_pb2
 from flowrun.v1 import flow_run_service_pb2 as verbs
-from penstock.client import (
-    ChildPolicy,
-    FlowRunDeleted,
-    FlowRunState,
-    InvalidRequest,
-    KeyReuse,
-    LogLevel,
-    Parent,
-    RunConfig,
-    TransitionCause,
-)
+from penstock.client import FlowRunDeleted, FlowRunState, InvalidRequest, TransitionCause
 from tests.client.conftest import Speak
 from tests.client.scripted import RUN_ID, ScriptedServices, a_flow_run, a_step, the_watch_end
-
-
-async def test_create_sends_everything_that_is_said(speak: Speak, services: ScriptedServices) -> None:
-    """Each argument of a creation reaches its own field of the request."""
-    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
-
-    await speak(
-        "create_flow_run",
-        flow_group_id="group",
-        parameters={"count": 2**70, "names": ["a"]},
-        context={"why": "test"},
-        name="a name",
-        labels=["x", "y"],
-        run_config=RunConfig(environment={"A": "1"}, working_directory="/tmp"),
-        scheduled_start_time=datetime(2030, 1, 1, tzinfo=UTC),
-        idempotency_key="once",
-        key_reuse=KeyReuse.REFUSE_IF_DIFFERENT,
-        priority=7,
-        max_retries=2,
-        retry_delay=1.5,
-        max_lost_restarts=0,
-        log_level=LogLevel.DEBUG,
-        child_policy=ChildPolicy.ABANDON,
-        parent=Parent("parent", 5),
-    )
-
-    (request,) = services.requests
-    assert "flow_group_id" == request.WhichOneof("target")
-    assert "group" == request.flow_group_id
-    assert '{"count": 1180591620717411303424, "names": ["a"]}' == request.parameters_json
-    assert '{"why": "test"}' == request.context_json
-    assert "a name" == request.name
-    assert ["x", "y"] == list(request.labels.labels)
-    assert {"A": "1"} == dict(request.run_config.environment)
-    assert datetime(2030, 1, 1, tzinfo=UTC) == request.scheduled_start_time.ToDatetime(tzinfo=UTC)
-    assert "once" == request.idempotency_key
-    assert verbs.KEY_REUSE_REFUSE_IF_DIFFERENT == request.key_reuse
-    assert (7, 2, 0) == (request.policy.priority, request.policy.max_retries, request.policy.max_lost_restarts)
-    assert timedelta(seconds=1.5) == request.policy.retry_delay.ToTimedelta()
-    assert log_pb2.LOG_LEVEL_DEBUG == request.policy.log_level
-    assert flow_run_pb2.CHILD_POLICY_ABANDON == request.policy.child_policy
-    assert ("parent", 5) == (request.parent.flow_run_id, request.parent.fence)
-
-
-async def test_create_leaves_out_what_is_not_said(speak: Speak, services: ScriptedServices) -> None:
-    """Nothing is sent for an argument that is not given, so that the flow's own wishes hold."""
-    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
-
-    await speak("create_flow_run", flow_id="flow")
-
-    (request,) = services.requests
-    assert {"flow_id", "key_reuse", "request_id", "policy"} == {field.name for field, _ in request.ListFields()}
-    assert [] == request.policy.ListFields()
-
-
-async def test_each_creation_has_a_request_id_of_its_own(speak: Speak, services: ScriptedServices) -> None:
-    """Two creations are never taken for one that was repeated."""
-    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
-
-    await speak("create_flow_run", flow_id="flow")
-    await speak("create_flow_run", flow_id="flow")
-
-    first, second = (uuid.UUID(request.request_id) for request in services.requests)
-    assert first != second
-
-
-async def test_a_span_counts_from_now(speak: Speak, services: ScriptedServices) -> None:
-    """A start time may be given as a span."""
-    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
-    before = pendulum.now("UTC")
-
-    await speak("create_flow_run", flow_id="flow", scheduled_start_time=timedelta(hours=1))
-
-    due = services.requests[0].scheduled_start_time.ToDatetime(tzinfo=UTC)
-    assert before + timedelta(hours=1) <= due <= pendulum.now("UTC") + timedelta(hours=1)
-
-
-async def test_a_created_run_is_a_run_and_more(speak: Speak, services: ScriptedServices) -> None:
-    """A creation answers the run itself, and what only this call knows."""
-    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(
-        flow_run=a_flow_run(), created=False, differing_fields=["labels"]
-    )
-
-    run = await speak("create_flow_run", flow_id="flow", idempotency_key="once")
-
-    assert (RUN_ID, False, ("labels",)) == (run.flow_run_id, run.created, run.differing_fields)
-
-
-async def test_the_key_of_a_deleted_run_is_an_error(speak: Speak, services: ScriptedServices) -> None:
-    """A caller that asks for a run never takes a deleted one for it."""
-    answer = verbs.CreateFlowRunResponse(flow_run=flow_run_pb2.FlowRun(flow_run_id=RUN_ID))
-    answer.delete_time.FromJsonString("2026-03-02T00:00:00Z")
-    services.scripts["CreateFlowRun"] = lambda *_: answer
-
-    with pytest.raises(FlowRunDeleted, match=rf"made flow run {RUN_ID}, which was deleted at 2026-03-02T00:00:00Z"):
-        await speak("create_flow_run", flow_id="flow", idempotency_key="once")
-
-
-@pytest.mark.parametrize("target", [{}, {"flow_id": "a", "flow_group_id": "b"}])
-async def test_a_creation_has_one_target(target: dict[str, str], speak: Speak) -> None:
-    """A creation for no flow, or for two, is refused before it is sent."""
-    with pytest.raises(InvalidRequest) as refused:
-        await speak("create_flow_run", **target)
-
-    assert ["target"] == [violation.field for violation in refused.value.violations]
-
-
-@pytest.mark.parametrize("value", [{1, 2}, float("nan"), float("inf"), [object()]])
-async def test_a_parameter_that_json_cannot_say_is_named(value: object, speak: Speak) -> None:
-    """A value that JSON cannot say is refused by the name of its parameter, before any call."""
-    with pytest.raises(InvalidRequest, match=r"parameters\.bad: cannot be written as JSON") as refused:
-        await speak("create_flow_run", flow_id="flow", parameters={"good": 1, "bad": value})
-
-    assert ["parameters.bad"] == [violation.field for violation in refused.value.violations]
-
-
-async def test_a_time_without_zone_is_refused(speak: Speak) -> None:
-    """A start time that could mean several moments is refused before any call."""
-    with pytest.raises(InvalidRequest, match="scheduled_start_time: has no time zone"):
-        await speak("create_flow_run", flow_id="flow", scheduled_start_time=datetime(2030, 1, 1))
 
 
 async def test_a_run_comes_as_it_was_told(speak: Speak, services: ScriptedServices) -> None:
@@ -239,3 +108,65 @@ async def test_waiting_returns_the_final_run(speak: Speak, services: ScriptedSer
     run = await speak("wait_for_flow_run", RUN_ID)
 
     assert (FlowRunState.SUCCEEDED, {"rows": 3}) == (run.state, run.result)
+
+
+async def test_a_run_is_found_by_its_key(speak: Speak, services: ScriptedServices) -> None:
+    """The key is looked for under the target that is named."""
+    services.scripts["GetFlowRunByKey"] = lambda *_: verbs.GetFlowRunByKeyResponse(flow_run=a_flow_run())
+
+    found = await speak("get_flow_run_by_key", "once", flow_group_id="group")
+
+    (request,) = services.requests
+    assert ("once", "group", "") == (request.idempotency_key, request.flow_group_id, request.flow_id)
+    assert RUN_ID == found.flow_run_id
+
+
+async def test_the_key_of_a_deleted_run_finds_none(speak: Speak, services: ScriptedServices) -> None:
+    """A caller that asks for a run never takes a deleted one for it."""
+    answer = verbs.GetFlowRunByKeyResponse(flow_run=flow_run_pb2.FlowRun(flow_run_id=RUN_ID))
+    answer.delete_time.FromJsonString("2026-03-02T00:00:00Z")
+    services.scripts["GetFlowRunByKey"] = lambda *_: answer
+
+    with pytest.raises(FlowRunDeleted, match=f"made flow run {RUN_ID}, which was deleted"):
+        await speak("get_flow_run_by_key", "once", flow_id="flow")
+
+
+async def test_a_key_is_looked_for_under_one_target(speak: Speak) -> None:
+    """A key alone says nothing: the same one may have made a run of each target."""
+    with pytest.raises(InvalidRequest, match="exactly one of flow_id and flow_group_id"):
+        await speak("get_flow_run_by_key", "once")
+
+
+async def test_a_run_is_cancelled(speak: Speak, services: ScriptedServices) -> None:
+    """The reason goes along, and the run comes back as it is then."""
+    run = a_flow_run(state=flow_run_pb2.FLOW_RUN_STATE_CANCELLING)
+    services.scripts["CancelFlowRun"] = lambda *_: verbs.CancelFlowRunResponse(flow_run=run)
+
+    found = await speak("cancel_flow_run", RUN_ID, "too late")
+
+    assert [verbs.CancelFlowRunRequest(flow_run_id=RUN_ID, reason="too late")] == list(services.requests)
+    assert FlowRunState.CANCELLING is found.state
+
+
+@pytest.mark.parametrize("start", [datetime(2030, 1, 1, tzinfo=UTC), timedelta(minutes=5), None])
+async def test_a_run_is_restarted(start: datetime | timedelta | None, speak: Speak, services: ScriptedServices) -> None:
+    """The version of its end is named, and when the new attempt is due: a moment, or a span by the server's clock."""
+    services.scripts["RestartFlowRun"] = lambda *_: verbs.RestartFlowRunResponse(flow_run=a_flow_run(attempt=2))
+
+    found = await speak("restart_flow_run", RUN_ID, 5, scheduled_start_time=start, reason="again")
+
+    (request,) = services.requests
+    assert (RUN_ID, 5, "again") == (request.flow_run_id, request.version, request.reason)
+    at = request.scheduled_start_time.ToDatetime(tzinfo=UTC) if request.HasField("scheduled_start_time") else None
+    delay = request.start_delay.ToTimedelta() if request.HasField("start_delay") else None
+    assert start == (at or delay)
+    assert found.attempt >= 2
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_a_run_is_deleted(deleted: bool, speak: Speak, services: ScriptedServices) -> None:
+    """The caller is told whether there was something to delete."""
+    services.scripts["DeleteFlowRun"] = lambda *_: verbs.DeleteFlowRunResponse(deleted=deleted)
+
+    assert deleted is await speak("delete_flow_run", RUN_ID)
+    assert [verbs.DeleteFlowRunRequest(flow_run_id=RUN_ID)] == list(services.requests)

@@ -6,7 +6,7 @@ import pytest
 
 from flowrun.v1 import flow_pb2, project_pb2
 from flowrun.v1 import flow_service_pb2 as verbs
-from penstock.client import InvalidRequest, ParameterType
+from penstock.client import InvalidRequest, ParameterType, RunConfig
 from tests.client.conftest import Speak
 from tests.client.scripted import ScriptedServices
 
@@ -120,3 +120,55 @@ async def test_a_group_tells_absent_from_empty(speak: Speak, services: ScriptedS
     assert (None, ()) == (found.labels, emptied.labels)
     assert {"rows": 2} == found.default_parameters
     assert found.run_config is None
+
+
+async def test_a_flow_is_registered_in_a_group(speak: Speak, services: ScriptedServices) -> None:
+    """A group that is named by its id has a name and a project already; the flow's own name is but a default."""
+    services.scripts["RegisterFlow"] = lambda *_: verbs.RegisterFlowResponse(flow=the_flow(), created=True)
+
+    await speak("register_flow", AFlow(), flow_group_id="group")
+    await speak("register_flow", AFlow(), flow_group_id="group", project="water", name="stream")
+
+    assert [("group", "", ""), ("group", "water", "stream")] == [
+        (request.flow_group_id, request.project_name, request.name) for request in services.requests
+    ]
+
+
+async def test_a_flow_is_registered_somewhere(speak: Speak) -> None:
+    """A registration without project and group is refused before it is sent."""
+    with pytest.raises(InvalidRequest, match="project: must be given, or flow_group_id in its place"):
+        await speak("register_flow", AFlow())
+
+
+@pytest.mark.parametrize("verb", ["archive_flow", "unarchive_flow"])
+async def test_a_flow_is_archived_and_made_live_again(verb: str, speak: Speak, services: ScriptedServices) -> None:
+    """The flow comes back as it is then."""
+    rpc = "ArchiveFlow" if verb == "archive_flow" else "UnarchiveFlow"
+    services.scripts[rpc] = lambda *_: getattr(verbs, f"{rpc}Response")(flow=the_flow())
+
+    found = await speak(verb, "flow")
+
+    assert ["flow"] == [request.flow_id for request in services.requests]
+    assert 3 == found.version
+
+
+async def test_what_is_left_out_of_a_groups_defaults_is_removed(speak: Speak, services: ScriptedServices) -> None:
+    """None and an empty value differ: one removes, the other is a default of its own."""
+    group = flow_pb2.FlowGroup(flow_group_id="group", default_parameters_json='{"n": 1}')
+    group.create_time.FromJsonString("2026-03-01T10:00:00Z")
+    services.scripts["UpdateFlowGroup"] = lambda *_: verbs.UpdateFlowGroupResponse(flow_group=group)
+
+    await speak("update_flow_group", "group")
+    found = await speak(
+        "update_flow_group", "group", default_parameters={}, labels=[], run_config=RunConfig(image="new")
+    )
+
+    nothing, everything = services.requests
+    assert [] == [field for field in ("default_parameters_json", "labels", "run_config") if nothing.HasField(field)]
+    assert ("{}", [], "new") == (
+        everything.default_parameters_json,
+        list(everything.labels.labels),
+        everything.run_config.image,
+    )
+    assert everything.HasField("labels")
+    assert {"n": 1} == found.default_parameters

@@ -1,26 +1,23 @@
 """The body of a run of a Python flow: `python -m penstock.authoring.execute <entry point> <records descriptor>`.
 
+Behind these may stand two descriptors more: a terminal, to read from and to write to.
+
 Its standard input is the gate: user code begins only after a line came through it, which names the trace to go on
 with. A gate that closes before means that the run must not begin; one that closes later, that the supervisor is gone.
 """
 
-import asyncio
-import inspect
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-import traceback
-from types import FrameType, TracebackType
-from typing import Any, Final
+from types import FrameType
+from typing import Final
 
-from penstock.authoring import flow as flow_module
-from penstock.authoring import loading
+from penstock.authoring import loading, outcome
 from penstock.authoring.records import Records, install
-from penstock.authoring.run import CurrentFlowRun, current_flow_run
-from penstock.domain.limits import RESULT_BYTES_MAX
+from penstock.authoring.run import current_flow_run
+from penstock.authoring.terminal import attach
 from penstock.runtime import telemetry
 from penstock.runtime.lifeline import WATCH
 from penstock.runtime.settings import environment
@@ -34,13 +31,15 @@ class Terminated(SystemExit):
 
 def main() -> None:
     """Wait at the gate, execute the flow, say how it ended."""
-    entry_point, records = sys.argv[1], Records(int(sys.argv[2]))
+    entry_point, records, terminal = sys.argv[1], Records(int(sys.argv[2])), [int(each) for each in sys.argv[3:]]
     trace_context = _pass_gate()
     if trace_context is None:
         os._exit(EXIT_NOT_BEGUN)
     # As for a program started by hand: what is beside the author's code can be imported, not what is beside ours.
     sys.argv = [entry_point]
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if terminal:
+        attach(*terminal)
     telemetry.configure("penstock-flow")
     try:
         with telemetry.attached(telemetry.context_from(*trace_context)):
@@ -92,67 +91,17 @@ def _execute(entry_point: str, records: Records) -> None:
     install(records, environment().get("PENSTOCK_LOG_LEVEL") or "INFO")
     run = current_flow_run()
     try:
-        result = _result_json(_call(entry_point, run))
+        result = outcome.result_json(outcome.call(loading.load(entry_point), run.parameters))
     except SystemExit as end:
         if not isinstance(end, Terminated) and not end.code:
             records.write({"kind": "result", "json": None})
         raise
     except BaseException as error:  # noqa: BLE001 - whatever the author's code raises is how the run ended
-        failure = _failure_of(error)
+        failure = outcome.failure_of(error)
         run.logger.error("The flow failed.\n%s", failure["traceback"].rstrip("\n"))
         records.write({"kind": "failure", **failure})
         raise SystemExit(1) from None
     records.write({"kind": "result", "json": result})
-
-
-def _call(entry_point: str, run: CurrentFlowRun) -> object:
-    flow = loading.load(entry_point)
-    result = flow(**run.parameters)
-    if inspect.iscoroutine(result):
-        return asyncio.run(result)
-    return result
-
-
-def _result_json(result: object) -> str | None:
-    if result is None:
-        return None
-    try:
-        text = json.dumps(result, allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"the flow returned what cannot be written as JSON: {error}") from error
-    if size > RESULT_BYTES_MAX:
-        raise TypeError(
-            f"the flow returned {size:,} bytes of JSON, and {RESULT_BYTES_MAX:,} is the most that is kept: "
-            "store it elsewhere and return where"
-        )
-    return text
-
-
-def _failure_of(error: BaseException) -> dict[str, Any]:
-    # The author's own exception says more than our saying that the import failed.
-    if isinstance(error, loading.ImportFailed) and error.__cause__ is not None:
-        error = error.__cause__
-    own = error.with_traceback(_without_our_frames(error.__traceback__))
-    return {
-        "type": type(error).__qualname__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(own)),
-    }
-
-
-_OUR_FILES: Final = {__file__, flow_module.__file__, loading.__file__}
-_ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep
-
-
-def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    return trace
-
-
-def _is_ours(file: str) -> bool:
-    return file in _OUR_FILES or file.startswith(("<frozen importlib", _ASYNCIO))
 
 
 def _flush() -> None:

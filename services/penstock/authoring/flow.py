@@ -16,6 +16,8 @@ from enum import StrEnum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar, overload
 
+from penstock.authoring.policy import Policy
+
 if TYPE_CHECKING:
     from flowrun.v1 import flow_run_pb2, flow_service_pb2
 
@@ -68,8 +70,7 @@ class Flow(Generic[P, R]):
     accepts_extra_parameters: bool
     labels: tuple[str, ...] = ()
     description: str = ""
-    retries: int = 0
-    retry_delay: timedelta = timedelta()
+    policy: Policy = field(default_factory=Policy)
     run_config: RunConfig | None = None
     entry_point: str = ""
 
@@ -102,7 +103,7 @@ class Flow(Generic[P, R]):
             accepts_extra_parameters=self.accepts_extra_parameters,
             labels=self.labels,
             run_config=_run_config_to_proto(self.run_config),
-            policy=_policy_to_proto(self.retries, self.retry_delay),
+            policy=self.policy.to_proto(),
             description=self.description,
             source_digest=_source_digest(self.function),
         )
@@ -116,6 +117,7 @@ class Command:
     arguments: Sequence[str]
     labels: tuple[str, ...] = ()
     description: str = ""
+    policy: Policy = field(default_factory=Policy)
     run_config: RunConfig | None = None
 
     def to_request(self, project: str) -> "flow_service_pb2.RegisterFlowRequest":
@@ -129,6 +131,7 @@ class Command:
             accepts_extra_parameters=True,
             labels=self.labels,
             run_config=_run_config_to_proto(self.run_config),
+            policy=self.policy.to_proto(),
             description=self.description,
         )
 
@@ -145,6 +148,10 @@ def flow(
     description: str | None = None,
     retries: int = 0,
     retry_delay: timedelta | float = 0,
+    max_lost_restarts: int | None = None,
+    log_level: str | None = None,
+    priority: int | None = None,
+    child_policy: str | None = None,
     run_config: RunConfig | None = None,
 ) -> Callable[[Callable[P, R]], Flow[P, R]]: ...
 
@@ -158,14 +165,29 @@ def flow(
     description: str | None = None,
     retries: int = 0,
     retry_delay: timedelta | float = 0,
+    max_lost_restarts: int | None = None,
+    log_level: str | None = None,
+    priority: int | None = None,
+    child_policy: str | None = None,
     run_config: RunConfig | None = None,
 ) -> Flow[P, R] | Callable[[Callable[P, R]], Flow[P, R]]:
     """Turn a function into a flow; with or without arguments.
 
     The name defaults to the function's with dashes, the description to its docstring. A delay may be given in seconds.
+    What a run does not say for itself it takes from here: how often and how long after it failed it is tried again, how
+    often it begins anew when its agent was lost, the least level its loggers report ("DEBUG" to "CRITICAL"), 0 to 100
+    for its priority, and whether it is cancelled with its parent ("cancel") or not ("abandon").
     """
     if isinstance(labels, str):
         raise TypeError(f"labels must be a list of strings, not the string {labels!r}")
+    policy = Policy(
+        retries=retries,
+        retry_delay=retry_delay,
+        max_lost_restarts=max_lost_restarts,
+        log_level=log_level,
+        priority=priority,
+        child_policy=child_policy,
+    )
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         if not callable(function):
@@ -178,8 +200,7 @@ def flow(
             accepts_extra_parameters=accepts_extra,
             labels=tuple(labels),
             description=description if description is not None else inspect.getdoc(function) or "",
-            retries=retries,
-            retry_delay=retry_delay if isinstance(retry_delay, timedelta) else timedelta(seconds=retry_delay),
+            policy=policy,
             run_config=run_config,
         )
 
@@ -264,11 +285,3 @@ def _run_config_to_proto(run_config: RunConfig | None) -> "flow_run_pb2.RunConfi
         image=run_config.image,
         resources=run_config.resources,
     )
-
-
-def _policy_to_proto(retries: int, retry_delay: timedelta) -> "flow_run_pb2.FlowRunPolicy":
-    from flowrun.v1 import flow_run_pb2
-
-    policy = flow_run_pb2.FlowRunPolicy(max_retries=retries)
-    policy.retry_delay.FromTimedelta(retry_delay)
-    return policy

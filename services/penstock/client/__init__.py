@@ -2,6 +2,7 @@
 
 from penstock.client.agents import Agent
 from penstock.client.client import AsyncClient, Client
+from penstock.client.creations import CreatedFlowRun, NewFlowRun, Parent
 from penstock.client.enums import (
     ChildPolicy,
     FlowRunState,
@@ -15,10 +16,15 @@ from penstock.client.errors import (
     AlreadyExists,
     CutOff,
     DeadlineExceeded,
+    FlowArchived,
+    FlowNameAmbiguous,
     FlowRunDeleted,
+    FlowRunLive,
     InvalidRequest,
+    KeyNotFound,
     KeyReused,
     LeaseLost,
+    NoLiveFlow,
     NotFound,
     NotServed,
     Overloaded,
@@ -29,14 +35,28 @@ from penstock.client.errors import (
     Superseded,
     Unauthenticated,
     Unavailable,
+    VersionStale,
     Violation,
 )
-from penstock.client.flow_runs import CreatedFlowRun, Failure, FlowRun, Parent, Policy, RunConfig, Transition
+from penstock.client.explanations import (
+    Agentless,
+    AgentsBusy,
+    Drained,
+    Explanation,
+    LimitReached,
+    NoAgent,
+    NotDue,
+    Obstacle,
+    Paused,
+)
+from penstock.client.flow_runs import Failure, FlowRun, Policy, RunConfig, Transition
 from penstock.client.flows import Flow, FlowGroup, Parameter, Project, RegisteredFlow
 from penstock.client.logs import LogLine
 
 __all__ = [
     "Agent",
+    "Agentless",
+    "AgentsBusy",
     "AlreadyExists",
     "AsyncClient",
     "ChildPolicy",
@@ -44,25 +64,38 @@ __all__ = [
     "CreatedFlowRun",
     "CutOff",
     "DeadlineExceeded",
+    "Drained",
+    "Explanation",
     "Failure",
     "Flow",
+    "FlowArchived",
     "FlowGroup",
+    "FlowNameAmbiguous",
     "FlowRun",
     "FlowRunDeleted",
+    "FlowRunLive",
     "FlowRunState",
     "InvalidRequest",
+    "KeyNotFound",
     "KeyReuse",
     "KeyReused",
     "LeaseLost",
+    "LimitReached",
     "LogLevel",
     "LogLine",
     "LogStream",
+    "NewFlowRun",
+    "NoAgent",
+    "NoLiveFlow",
+    "NotDue",
     "NotFound",
     "NotServed",
+    "Obstacle",
     "Overloaded",
     "Parameter",
     "ParameterType",
     "Parent",
+    "Paused",
     "PenstockError",
     "PermissionDenied",
     "Policy",
@@ -76,5 +109,6 @@ __all__ = [
     "TransitionCause",
     "Unauthenticated",
     "Unavailable",
+    "VersionStale",
     "Violation",
 ]

@@ -7,29 +7,32 @@ reconnect by themselves where they left off.
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from opentelemetry.trace import SpanKind
 
 from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceStub
 from flowrun.v1.flow_service_pb2_grpc import FlowServiceStub
 from flowrun.v1.log_service_pb2_grpc import LogServiceStub
 from flowrun.v1.operator_service_pb2_grpc import OperatorServiceStub
-from penstock.client import agents, flow_runs, flows, logs
+from penstock.client import agents, creations, explanations, flow_runs, flows, logs
 from penstock.client.calls import Call, Following, Listing, Service
-from penstock.client.errors import PenstockError, error_of
+from penstock.client.errors import PenstockError, error_of, invalid
 from penstock.client.reconnection import PATIENCE, Reconnection, ended_early
+from penstock.domain.limits import MESSAGE_BYTES_MAX
 from penstock.runtime import telemetry
 from penstock.runtime.channel import open_channel, open_sync_channel
-from penstock.runtime.settings import ClientSettings
+from penstock.runtime.settings import ADDRESS_FORM, CREDENTIAL_FORM, ClientSettings, environment, is_address, is_token
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,9 +59,17 @@ def _named_after(describe: Callable[..., Any], method: T) -> T:
     return method
 
 
+def _described(describe: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Describe a call; a value that its field cannot hold is refused as a server would refuse it."""
+    try:
+        return describe(*args, **kwargs)
+    except ValueError as error:
+        raise invalid("request", f"cannot be sent: {error}.") from error
+
+
 def _asking(describe: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], T]":
     def ask(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return client.ask(describe(*args, **kwargs))
+        return client.ask(_described(describe, *args, **kwargs))
 
     return _named_after(describe, ask)
 
@@ -87,7 +98,7 @@ def _waiting(describe: Callable[P, Following[T]]) -> "Callable[Concatenate[Clien
 
 def _async_asking(describe: Callable[P, Call[T]]) -> "Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]":
     async def ask(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await client.ask(describe(*args, **kwargs))
+        return await client.ask(_described(describe, *args, **kwargs))
 
     return _named_after(describe, ask)
 
@@ -127,6 +138,10 @@ class _Connections:
         settings: ClientSettings | None = None,
         patience: timedelta = PATIENCE,
     ) -> None:
+        if address and not is_address(address):
+            raise invalid("address", f"must be {ADDRESS_FORM}, not {address!r}.")
+        if token and not is_token(token):
+            raise invalid("token", f"must be {CREDENTIAL_FORM}.")
         settings = settings or ClientSettings.load()
         addresses = (settings.flow_run_address, settings.log_address, settings.queue_address)
         flow_run, log, queue = (address,) * 3 if address else addresses
@@ -141,14 +156,16 @@ class _Connections:
         self._patience = patience
         self._channels: dict[str, Any] = {}
         self._stubs: dict[Service, Any] = {}
+        self._opening = threading.Lock()
 
     def _method(self, service: Service, rpc: str, opening: Callable[..., Any]) -> Any:
-        if service not in self._stubs:
-            address = self._addresses[service]
-            if address not in self._channels:
-                self._channels[address] = opening(address, token=self._token)
-            self._stubs[service] = _STUBS[service](self._channels[address])
-        return getattr(self._stubs[service], rpc)
+        with self._opening:
+            if service not in self._stubs:
+                address = self._addresses[service]
+                if address not in self._channels:
+                    self._channels[address] = opening(address, token=self._token)
+                self._stubs[service] = _STUBS[service](self._channels[address])
+            return getattr(self._stubs[service], rpc)
 
     def _error(self, error: grpc.RpcError, service: Service) -> PenstockError:
         return error_of(error, self._addresses[service])
@@ -167,9 +184,18 @@ class Client(_Connections):
     get_flow = _asking(flows.get_flow)
     look_up_flow = _asking(flows.look_up_flow)
     list_flows = _listing(flows.list_flows)
+    archive_flow = _asking(flows.archive_flow)
+    unarchive_flow = _asking(flows.unarchive_flow)
     get_flow_group = _asking(flows.get_flow_group)
-    create_flow_run = _asking(flow_runs.create_flow_run)
+    update_flow_group = _asking(flows.update_flow_group)
+    create_flow_run = _asking(creations.create_flow_run)
+    batch_create_flow_runs = _asking(creations.batch_create_flow_runs)
     get_flow_run = _asking(flow_runs.get_flow_run)
+    get_flow_run_by_key = _asking(flow_runs.get_flow_run_by_key)
+    cancel_flow_run = _asking(flow_runs.cancel_flow_run)
+    restart_flow_run = _asking(flow_runs.restart_flow_run)
+    delete_flow_run = _asking(flow_runs.delete_flow_run)
+    explain_flow_run = _asking(explanations.explain_flow_run)
     list_flow_runs = _listing(flow_runs.list_flow_runs)
     list_transitions = _listing(flow_runs.list_transitions)
     watch_flow_run = _following(flow_runs.watch_flow_run)
@@ -183,7 +209,7 @@ class Client(_Connections):
         method = self._method(call.service, call.rpc, open_sync_channel)
         with _span_of(call):
             try:
-                response = method(call.request, timeout=self._timeout)
+                response = method(_sendable(call.request), timeout=self._timeout)
             except grpc.RpcError as error:
                 raise self._error(error, call.service) from None
             return call.answer(response)
@@ -201,7 +227,7 @@ class Client(_Connections):
         method = self._method(following.service, following.rpc, open_sync_channel)
         cursor, reconnection = following.cursor, Reconnection(self._patience)
         while True:
-            call = method(following.request(cursor), timeout=STREAM_AGE_MAX.total_seconds())
+            call = method(_sendable(following.request(cursor)), timeout=STREAM_AGE_MAX.total_seconds())
             broken: PenstockError = ended_early(self._addresses[following.service])
             try:
                 for response in call:
@@ -244,9 +270,18 @@ class AsyncClient(_Connections):
     get_flow = _async_asking(flows.get_flow)
     look_up_flow = _async_asking(flows.look_up_flow)
     list_flows = _async_listing(flows.list_flows)
+    archive_flow = _async_asking(flows.archive_flow)
+    unarchive_flow = _async_asking(flows.unarchive_flow)
     get_flow_group = _async_asking(flows.get_flow_group)
-    create_flow_run = _async_asking(flow_runs.create_flow_run)
+    update_flow_group = _async_asking(flows.update_flow_group)
+    create_flow_run = _async_asking(creations.create_flow_run)
+    batch_create_flow_runs = _async_asking(creations.batch_create_flow_runs)
     get_flow_run = _async_asking(flow_runs.get_flow_run)
+    get_flow_run_by_key = _async_asking(flow_runs.get_flow_run_by_key)
+    cancel_flow_run = _async_asking(flow_runs.cancel_flow_run)
+    restart_flow_run = _async_asking(flow_runs.restart_flow_run)
+    delete_flow_run = _async_asking(flow_runs.delete_flow_run)
+    explain_flow_run = _async_asking(explanations.explain_flow_run)
     list_flow_runs = _async_listing(flow_runs.list_flow_runs)
     list_transitions = _async_listing(flow_runs.list_transitions)
     watch_flow_run = _async_following(flow_runs.watch_flow_run)
@@ -260,7 +295,7 @@ class AsyncClient(_Connections):
         method = self._method(call.service, call.rpc, open_channel)
         with _span_of(call):
             try:
-                response = await method(call.request, timeout=self._timeout)
+                response = await method(_sendable(call.request), timeout=self._timeout)
             except grpc.RpcError as error:
                 raise self._error(error, call.service) from None
             return call.answer(response)
@@ -279,7 +314,7 @@ class AsyncClient(_Connections):
         method = self._method(following.service, following.rpc, open_channel)
         cursor, reconnection = following.cursor, Reconnection(self._patience)
         while True:
-            call = method(following.request(cursor), timeout=STREAM_AGE_MAX.total_seconds())
+            call = method(_sendable(following.request(cursor)), timeout=STREAM_AGE_MAX.total_seconds())
             broken: PenstockError = ended_early(self._addresses[following.service])
             try:
                 async for response in call:
@@ -311,6 +346,24 @@ class AsyncClient(_Connections):
         await self.close()
 
 
-def _span_of(call: Call[Any]) -> AbstractContextManager[object]:
-    """The span that a call asks for. Where nobody records none is sent, so a service that records begins the trace."""
-    return telemetry.tracer().start_as_current_span(call.span, kind=SpanKind.CLIENT) if call.span else nullcontext()
+def _sendable(request: Message) -> Message:
+    """The request, unless it is larger than any server takes, which the transport would say in its own words."""
+    if (size := request.ByteSize()) > MESSAGE_BYTES_MAX:
+        raise invalid("request", f"is {size:,} bytes long, and {MESSAGE_BYTES_MAX:,} is the most that may be sent.")
+    return request
+
+
+@contextlib.contextmanager
+def _span_of(call: Call[Any]) -> Iterator[None]:
+    """The span that a call asks for. Where nobody records none is sent, so a service that records begins the trace.
+
+    A trace that is there already goes on, recorded or not: that of this code, else the one this process was started in.
+    """
+    if not call.span:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if not telemetry.current_traceparent():
+            stack.enter_context(telemetry.attached(telemetry.context_from_environment(environment())))
+        stack.enter_context(telemetry.tracer().start_as_current_span(call.span, kind=SpanKind.CLIENT))
+        yield

@@ -97,7 +97,7 @@ def word_of(words: type[Word], enum: Any, prefix: str, number: int) -> Word:
     return words(name if name in words.__members__ else "UNKNOWN")
 
 
-def number_of(enum: Any, prefix: str, word: StrEnum) -> int:
+def number_of(enum: Any, prefix: str, word: str) -> int:
     """The number of a word; 0, which leaves the choice to the server, for UNKNOWN."""
     value = enum.DESCRIPTOR.values_by_name.get(prefix + word)
     return value.number if value else 0

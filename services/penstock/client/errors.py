@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import grpc
 
+from flowrun.v1.flow_run_service_pb2 import Refusal
 from penstock.wire.errors import Explained, refusal_details
 
 
@@ -52,8 +53,28 @@ class NotFound(PenstockError):
     """The named thing does not exist."""
 
 
+class KeyNotFound(NotFound):
+    """The idempotency key has made no run of that target."""
+
+
 class Refused(PenstockError):
     """The named thing exists and is in a state that does not allow this."""
+
+
+class FlowRunLive(Refused):
+    """The run has not ended, and what was asked may only be done to one that has."""
+
+
+class FlowArchived(Refused):
+    """The flow is archived; its group may have a live one."""
+
+
+class NoLiveFlow(Refused):
+    """Every flow of the group is archived."""
+
+
+class FlowNameAmbiguous(Refused):
+    """More than one flow has that name; their projects tell them apart."""
 
 
 class AlreadyExists(PenstockError):
@@ -76,6 +97,10 @@ class LeaseLost(Superseded):
     """The lease that the call shows is no longer held."""
 
 
+class VersionStale(Superseded):
+    """The run has gone on since the version that the call shows."""
+
+
 class Overloaded(PenstockError):
     """The server takes no more at the moment, and nothing was written; wait `retry_after`."""
 
@@ -95,7 +120,7 @@ class DeadlineExceeded(PenstockError):
 
 
 class NotServed(PenstockError):
-    """The server's version does not serve this call."""
+    """The server's version does not serve this call, or what answers is something else."""
 
 
 class ServerFailed(PenstockError):
@@ -109,8 +134,14 @@ class CutOff(PenstockError):
 
 
 _BY_REASON: Mapping[str, type[PenstockError]] = {
+    "FLOW_ARCHIVED": FlowArchived,
+    "FLOW_NAME_AMBIGUOUS": FlowNameAmbiguous,
+    "FLOW_RUN_LIVE": FlowRunLive,
+    "KEY_NOT_FOUND": KeyNotFound,
     "KEY_REUSED": KeyReused,
     "LEASE_LOST": LeaseLost,
+    "NO_LIVE_FLOW": NoLiveFlow,
+    "VERSION_STALE": VersionStale,
 }
 
 _BY_CODE: Mapping[grpc.StatusCode, type[PenstockError]] = {
@@ -130,10 +161,13 @@ _BY_CODE: Mapping[grpc.StatusCode, type[PenstockError]] = {
 }
 
 
+_CODE_BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
 def error_of(error: grpc.RpcError, address: str) -> PenstockError:
     """What an error of a call to `address` means to its caller."""
     explained = refusal_details(error)
-    kind = _BY_REASON.get(explained.reason) or _BY_CODE.get(explained.code, ServerFailed)
+    kind = NotServed if _comes_from_others(explained) else _kind_of(explained.reason, explained.code)
     return kind(
         message=_sentence(explained, address),
         code=explained.code.name,
@@ -144,20 +178,49 @@ def error_of(error: grpc.RpcError, address: str) -> PenstockError:
     )
 
 
+def refusal_of(message: Refusal) -> PenstockError:
+    """What the refusal of one item means to its caller."""
+    code = _CODE_BY_NUMBER.get(message.code, grpc.StatusCode.UNKNOWN)
+    return _kind_of(message.reason, code)(
+        message=message.message, code=code.name, reason=message.reason, metadata=dict(message.metadata)
+    )
+
+
 def invalid(field: str, description: str) -> InvalidRequest:
     """Refuse a request before it is sent, in the form in which a server would."""
+    return all_invalid((Violation(field, description),))
+
+
+def all_invalid(violations: Sequence[Violation]) -> InvalidRequest:
+    """The same for several violations."""
     return InvalidRequest(
-        message=f"The request is invalid: {field}: {description}",
+        message=f"The request is invalid: {'; '.join(f'{each.field}: {each.description}' for each in violations)}",
         code=grpc.StatusCode.INVALID_ARGUMENT.name,
         reason="INVALID_REQUEST",
-        violations=(Violation(field, description),),
+        violations=tuple(violations),
     )
+
+
+def _kind_of(reason: str, code: grpc.StatusCode) -> type[PenstockError]:
+    return _BY_REASON.get(reason) or _BY_CODE.get(code, ServerFailed)
+
+
+def _comes_from_others(explained: Explained) -> bool:
+    """Whether the transport says that something answered, and that it was no server of this contract."""
+    said = explained.message
+    if explained.reason:
+        return False
+    if explained.code is grpc.StatusCode.UNAVAILABLE:
+        return "Failed parsing HTTP/2" in said
+    return said == "Method not found!" or said.startswith("Received http2 header with status")
 
 
 def _sentence(explained: Explained, address: str) -> str:
     if explained.reason:
         return explained.message
     # Not our server's words: those of the transport, which name sockets and not what a person can do.
+    if _comes_from_others(explained):
+        return f"What answers at {address} is no Penstock server, or none for this call: is the address the right one?"
     if explained.code is grpc.StatusCode.UNAVAILABLE:
         return f"No Penstock server answers at {address}."
     if explained.code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -1,30 +1,27 @@
-"""Flow runs: what they look like to a caller, and how they are asked for."""
+"""Flow runs: what they look like to a caller, how they are found and watched, and how they are moved."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 from pendulum import DateTime
 
 from flowrun.v1 import flow_run_pb2 as nouns
 from flowrun.v1 import flow_run_service_pb2 as verbs
-from flowrun.v1 import lease_pb2, log_pb2
+from flowrun.v1 import log_pb2
 from penstock.client.calls import Call, Following, Listing, Page, Service, Step
 from penstock.client.enums import (
     ChildPolicy,
     FlowRunState,
-    KeyReuse,
     LogLevel,
     TransitionCause,
     number_of,
     word_of,
 )
 from penstock.client.errors import FlowRunDeleted, invalid
-from penstock.client.json_text import text_of
-from penstock.client.times import duration_of, time_or_none, timestamp_of
+from penstock.client.times import start_of, time_or_none
 from penstock.wire.times import to_time
 
 
@@ -66,14 +63,6 @@ class Failure:
         if self.signal is not None:
             return f"It was ended by signal {self.signal}."
         return f"It exited with code {self.exit_code}."
-
-
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """The run that creates another, and the fence of the lease under which it does."""
-
-    flow_run_id: str
-    fence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +113,6 @@ class FlowRun:
 
 
 @dataclass(frozen=True, slots=True)
-class CreatedFlowRun(FlowRun):
-    """A run as its creation answered it.
-
-    `created` is False for a repeat; `differing_fields` then names what the repeat asked differently.
-    """
-
-    created: bool
-    differing_fields: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Transition:
     """One step in the life of a run."""
 
@@ -150,65 +128,24 @@ class Transition:
     lease_grant_time: DateTime | None
 
 
-def create_flow_run(
-    *,
-    flow_id: str | None = None,
-    flow_group_id: str | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    context: Mapping[str, Any] | None = None,
-    name: str = "",
-    labels: Sequence[str] | None = None,
-    run_config: RunConfig | None = None,
-    scheduled_start_time: datetime | timedelta | None = None,
-    idempotency_key: str | None = None,
-    key_reuse: KeyReuse = KeyReuse.RETURN_FIRST,
-    priority: int | None = None,
-    max_retries: int | None = None,
-    retry_delay: timedelta | float | None = None,
-    max_lost_restarts: int | None = None,
-    log_level: LogLevel | None = None,
-    child_policy: ChildPolicy | None = None,
-    parent: Parent | None = None,
-) -> Call[CreatedFlowRun]:
-    """Create a run of this flow, or of the live flow of this group.
-
-    What is left out is taken from the group and the flow; `labels=[]` makes the run unlabelled. A start time may be a
-    moment or a span from now. Under an `idempotency_key` a repeat returns the first run; without one, the call is still
-    safe for the machinery below to repeat.
-    """
-    if (flow_id is None) == (flow_group_id is None):
-        raise invalid("target", "exactly one of flow_id and flow_group_id must be given.")
-    request = verbs.CreateFlowRunRequest(
-        idempotency_key=idempotency_key,
-        key_reuse=_as_number(verbs.KeyReuse, "KEY_REUSE_", key_reuse),
-        request_id=str(uuid4()),
-        scheduled_start_time=timestamp_of("scheduled_start_time", scheduled_start_time),
-        name=name,
-        parameters_json=text_of("parameters", parameters),
-        context_json=text_of("context", context),
-        labels=None if labels is None else nouns.Labels(labels=labels),
-        run_config=run_config_message(run_config),
-        policy=nouns.FlowRunPolicy(
-            priority=priority,
-            max_retries=max_retries,
-            retry_delay=duration_of(retry_delay),
-            max_lost_restarts=max_lost_restarts,
-            log_level=_as_number(log_pb2.LogLevel, "LOG_LEVEL_", log_level),
-            child_policy=_as_number(nouns.ChildPolicy, "CHILD_POLICY_", child_policy),
-        ),
-        parent=None if parent is None else lease_pb2.Lease(flow_run_id=parent.flow_run_id, fence=parent.fence),
-    )
-    if flow_id is not None:
-        request.flow_id = flow_id
-    elif flow_group_id is not None:
-        request.flow_group_id = flow_group_id
-    return Call(Service.FLOW_RUN, "CreateFlowRun", request, _created, span="create flow run")
-
-
 def get_flow_run(flow_run_id: str) -> Call[FlowRun]:
     """Return a run with its parameters, context and result."""
     request = verbs.GetFlowRunRequest(flow_run_id=flow_run_id)
     return Call(Service.FLOW_RUN, "GetFlowRun", request, lambda response: flow_run_of(response.flow_run))
+
+
+def get_flow_run_by_key(
+    idempotency_key: str, *, flow_id: str | None = None, flow_group_id: str | None = None
+) -> Call[FlowRun]:
+    """Return the run that this key made of this target, which is to be named as its creation named it."""
+    request = verbs.GetFlowRunByKeyRequest(idempotency_key=idempotency_key)
+    set_target(request, flow_id, flow_group_id)
+
+    def answer(response: verbs.GetFlowRunByKeyResponse) -> FlowRun:
+        raise_if_deleted(response)
+        return flow_run_of(response.flow_run)
+
+    return Call(Service.FLOW_RUN, "GetFlowRunByKey", request, answer)
 
 
 def list_flow_runs(
@@ -221,12 +158,13 @@ def list_flow_runs(
     page_size: int = 0,
 ) -> Listing[FlowRun]:
     """List runs, newest first, without their parameters, contexts and results. All filters must hold."""
+    numbers: Any = [number_of(nouns.FlowRunState, "FLOW_RUN_STATE_", state) for state in states]
 
     def page(token: str) -> Call[Page[FlowRun]]:
         request = verbs.ListFlowRunsRequest(
             page_size=page_size,
             page_token=token,
-            states=[_as_number(nouns.FlowRunState, "FLOW_RUN_STATE_", state) for state in states],
+            states=numbers,
             flow_id=flow_id,
             flow_group_id=flow_group_id,
             parent_flow_run_id=parent_flow_run_id,
@@ -256,6 +194,39 @@ def list_transitions(flow_run_id: str, *, page_size: int = 0) -> Listing[Transit
     return Listing(page)
 
 
+def cancel_flow_run(flow_run_id: str, reason: str = "") -> Call[FlowRun]:
+    """Ask for a run to stop, and return it as it is then.
+
+    It is CANCELLED at once when nobody holds it, CANCELLING until its holder confirms, or final already.
+    """
+    request = verbs.CancelFlowRunRequest(flow_run_id=flow_run_id, reason=reason)
+    return Call(Service.FLOW_RUN, "CancelFlowRun", request, lambda response: flow_run_of(response.flow_run))
+
+
+def restart_flow_run(
+    flow_run_id: str,
+    version: int,
+    *,
+    scheduled_start_time: datetime | timedelta | None = None,
+    reason: str = "",
+) -> Call[FlowRun]:
+    """Make a new attempt of a finished run, and return it as it is then.
+
+    `version` is that of its end, so that a repeat starts nothing twice; VersionStale says that it ended again since.
+    """
+    at, delay = start_of("scheduled_start_time", scheduled_start_time)
+    request = verbs.RestartFlowRunRequest(
+        flow_run_id=flow_run_id, version=version, scheduled_start_time=at, start_delay=delay, reason=reason
+    )
+    return Call(Service.FLOW_RUN, "RestartFlowRun", request, lambda response: flow_run_of(response.flow_run))
+
+
+def delete_flow_run(flow_run_id: str) -> Call[bool]:
+    """Delete a finished run with its history and log; False when there was none. Its key never makes another run."""
+    request = verbs.DeleteFlowRunRequest(flow_run_id=flow_run_id)
+    return Call(Service.FLOW_RUN, "DeleteFlowRun", request, lambda response: bool(response.deleted))
+
+
 def watch_flow_run(flow_run_id: str, after_version: int = 0) -> Following[Transition]:
     """Follow a run: each step after that version once and in order, new ones as they happen, until the run is final."""
 
@@ -275,6 +246,18 @@ def wait_for_flow_run(flow_run_id: str) -> Following[FlowRun]:
         return Step([flow_run_of(response.end.flow_run)] if ended else [], seen, ended)
 
     return _watching(flow_run_id, 0, read)
+
+
+def follow_flow_run(flow_run_id: str, after_version: int = 0) -> Following[Transition | FlowRun]:
+    """Follow a run as `watch_flow_run` does; the run itself, in its final state, comes last."""
+
+    def read(response: Any, cursor: str) -> Step[Transition | FlowRun]:
+        seen, ended = _watched(response, cursor)
+        if ended:
+            return Step([flow_run_of(response.end.flow_run)], seen, ended)
+        return Step([transition_of(response.transition)] if response.HasField("transition") else [], seen)
+
+    return _watching(flow_run_id, after_version, read)
 
 
 def _watching(flow_run_id: str, after_version: int, read: Any) -> Following[Any]:
@@ -364,7 +347,26 @@ def run_config_message(run_config: RunConfig | None) -> nouns.RunConfig | None:
     )
 
 
-def _created(response: verbs.CreateFlowRunResponse) -> CreatedFlowRun:
+def labels_message(field: str, labels: Sequence[str] | None) -> nouns.Labels | None:
+    """Labels as the contract carries them, where none given and none wanted differ."""
+    # A text is a sequence of texts too, but nobody means its letters.
+    if isinstance(labels, str):
+        raise invalid(field, f"must be a list of texts, not the text {labels!r}.")
+    return None if labels is None else nouns.Labels(labels=labels)
+
+
+def set_target(request: Any, flow_id: str | None, flow_group_id: str | None) -> None:
+    """Name the target in a request; none or two are refused."""
+    if (flow_id is None) == (flow_group_id is None):
+        raise invalid("target", "exactly one of flow_id and flow_group_id must be given.")
+    if flow_id is not None:
+        request.flow_id = flow_id
+    else:
+        request.flow_group_id = flow_group_id
+
+
+def raise_if_deleted(response: Any) -> None:
+    """Refuse to show a run of which only the id is left."""
     if response.HasField("delete_time"):
         flow_run_id, at = response.flow_run.flow_run_id, to_time(response.delete_time)
         raise FlowRunDeleted(
@@ -372,12 +374,6 @@ def _created(response: verbs.CreateFlowRunResponse) -> CreatedFlowRun:
             code="ALREADY_EXISTS",
             metadata={"flow_run_id": flow_run_id},
         )
-    flow_run = flow_run_of(response.flow_run)
-    return CreatedFlowRun(
-        **{each.name: getattr(flow_run, each.name) for each in fields(flow_run)},
-        created=response.created,
-        differing_fields=tuple(response.differing_fields),
-    )
 
 
 def _failure_of(message: nouns.Failure) -> Failure:
@@ -390,11 +386,7 @@ def _failure_of(message: nouns.Failure) -> Failure:
     )
 
 
-def _as_number(enum: Any, prefix: str, word: Any) -> Any:
-    return None if word is None else number_of(enum, prefix, word)
-
-
 def _parsed(text: str) -> dict[str, Any]:
     if not text:
-        raise LookupError("A list leaves parameters and context out; get_flow_run returns the run with them.")
+        raise LookupError("Lists and batches leave parameters and context out; get_flow_run returns the run with them.")
     return dict(json.loads(text))

@@ -1,7 +1,7 @@
 """Projects, flows and flow groups: what they look like to a caller, and how they are registered and found."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,15 @@ from flowrun.v1 import project_pb2
 from penstock.client.calls import Call, Listing, Page, Service
 from penstock.client.enums import ParameterType, word_of
 from penstock.client.errors import invalid
-from penstock.client.flow_runs import Policy, RunConfig, policy_of, run_config_of
+from penstock.client.flow_runs import (
+    Policy,
+    RunConfig,
+    labels_message,
+    policy_of,
+    run_config_message,
+    run_config_of,
+)
+from penstock.client.json_text import text_of
 from penstock.client.times import time_or_none
 from penstock.wire.times import to_time
 
@@ -122,11 +130,20 @@ def list_projects(*, page_size: int = 0) -> Listing[Project]:
     return Listing(page)
 
 
-def register_flow(flow: Registrable, *, project: str, name: str = "") -> Call[RegisteredFlow]:
-    """Register a version of a flow, under another name if one is given. The same version again changes nothing."""
+def register_flow(
+    flow: Registrable, *, project: str = "", name: str = "", flow_group_id: str = ""
+) -> Call[RegisteredFlow]:
+    """Register a version of a flow in a project, under another name if one is given, or in the group of that id.
+
+    The same version again changes nothing.
+    """
+    if not project and not flow_group_id:
+        raise invalid("project", "must be given, or flow_group_id in its place.")
     request = verbs.RegisterFlowRequest()
     request.CopyFrom(flow.to_request(project))
-    if name:
+    request.flow_group_id = flow_group_id
+    # A group has its own name, and the flow's is but a default.
+    if name or flow_group_id:
         request.name = name
     return Call(Service.FLOW, "RegisterFlow", request, _registered)
 
@@ -181,6 +198,40 @@ def get_flow_group(flow_group_id: str) -> Call[FlowGroup]:
     """Return a flow group."""
     request = verbs.GetFlowGroupRequest(flow_group_id=flow_group_id)
     return Call(Service.FLOW, "GetFlowGroup", request, lambda response: flow_group_of(response.flow_group))
+
+
+def archive_flow(flow_id: str) -> Call[Flow]:
+    """Archive a flow, and return it: no run of it can be created any more; runs that exist go on."""
+    request = verbs.ArchiveFlowRequest(flow_id=flow_id)
+    return Call(Service.FLOW, "ArchiveFlow", request, lambda response: flow_of(response.flow))
+
+
+def unarchive_flow(flow_id: str) -> Call[Flow]:
+    """Make an archived flow the live one of its group, in place of the one that was, and return it."""
+    request = verbs.UnarchiveFlowRequest(flow_id=flow_id)
+    return Call(Service.FLOW, "UnarchiveFlow", request, lambda response: flow_of(response.flow))
+
+
+def update_flow_group(
+    flow_group_id: str,
+    *,
+    default_parameters: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
+    run_config: RunConfig | None = None,
+) -> Call[FlowGroup]:
+    """Replace the defaults of a flow group, and return it. What is left out is removed; `labels=[]` unlabels its runs.
+
+    Runs that exist keep what they have.
+    """
+    request = verbs.UpdateFlowGroupRequest(
+        flow_group_id=flow_group_id,
+        default_parameters_json=(
+            None if default_parameters is None else text_of("default_parameters", default_parameters)
+        ),
+        labels=labels_message("labels", labels),
+        run_config=run_config_message(run_config),
+    )
+    return Call(Service.FLOW, "UpdateFlowGroup", request, lambda response: flow_group_of(response.flow_group))
 
 
 def project_of(message: project_pb2.Project) -> Project:
