@@ -1,6 +1,7 @@
 """Small services on a real socket that keep the contract's promises about leases, executions and log sequences."""
 
 import asyncio
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,7 +21,7 @@ from flowrun.v1 import (
     queue_service_pb2,
     queue_service_pb2_grpc,
 )
-from penstock.domain.errors import ExecutionRefused, LeaseLost, Unavailable
+from penstock.domain.errors import ExecutionRefused, FlowRunFinal, FlowRunNotFound, LeaseLost, Unavailable
 from penstock.runtime.server import Server
 from penstock.runtime.serving import Serving
 
@@ -48,6 +49,9 @@ class Run:
     closed: bool = False
     end: flow_run_service_pb2.FinishFlowRunRequest | None = None
     release_reasons: list[str] = field(default_factory=list)
+    # How often a failed attempt is tried again, and whether an attempt that waits is due.
+    retries: int = 0
+    due: bool = True
 
     @property
     def id(self) -> str:
@@ -69,6 +73,11 @@ class Run:
         """As when the keeper moved the run on."""
         self.fence += 1
 
+    def wait_again(self) -> None:
+        """As when its lease was lost, or its attempt failed and another is left."""
+        self.lose_lease()
+        self.state, self.execution_id = "SCHEDULED", ""
+
 
 class SmallServices:
     """Queue, flow-run and log service behind one port. `history` names every call that changed something, in order."""
@@ -79,6 +88,7 @@ class SmallServices:
         self.away: set[str] = set()
         self.calls: list[str] = []
         self.streams: list[SmallStream] = []
+        self.polls: list[queue_service_pb2.LeaseFlowRunsRequest] = []
         self.lease = timedelta(seconds=lease)
         self.heartbeat = timedelta(seconds=heartbeat)
         self.before: Callable[[str, Any], None] = lambda rpc, request: None
@@ -134,20 +144,15 @@ class SmallServices:
 
     async def offer(self, *runs: Run) -> None:
         """Offer runs on the newest stream."""
-        await self.streams[-1].send(
-            queue_service_pb2.StreamFlowRunsResponse(
-                offers=queue_service_pb2.Offers(
-                    offers=[
-                        lease_pb2.Offer(
-                            flow_run=run.flow_run,
-                            flow=run.flow,
-                            lease=self.lease_of(run),
-                            trace_context=run.flow_run.trace_context,
-                        )
-                        for run in runs
-                    ]
-                )
-            )
+        offers = queue_service_pb2.Offers(offers=map(self.offer_of, runs))
+        await self.streams[-1].send(queue_service_pb2.StreamFlowRunsResponse(offers=offers))
+
+    def offer_of(self, run: Run) -> lease_pb2.Offer:
+        return lease_pb2.Offer(
+            flow_run=run.flow_run,
+            flow=run.flow,
+            lease=self.lease_of(run),
+            trace_context=run.flow_run.trace_context,
         )
 
     async def until(self, holds: Callable[[], Any], seconds: float = 20) -> None:
@@ -263,6 +268,33 @@ class SmallQueue(queue_service_pb2_grpc.QueueServiceServicer):
         stream.close()
         await self._services.tell("HalfClose")
 
+    async def LeaseFlowRuns(self, request: Any, context: Any) -> Any:
+        self._services.polls.append(request)
+        await self._services.called("LeaseFlowRuns", request)
+        answer = queue_service_pb2.LeaseFlowRunsResponse()
+        with contextlib.suppress(TimeoutError):
+            await self._services.until(
+                lambda: self._answer(request, answer), request.wait.ToTimedelta().total_seconds()
+            )
+        return answer
+
+    def _answer(self, request: Any, answer: Any) -> bool:
+        """Say what there is now; whether that is anything."""
+        run = self._services.runs.get(request.flow_run_id)
+        if run is None:
+            raise FlowRunNotFound(flow_run_id=request.flow_run_id)
+        if run.flow_run.state in FINAL:
+            raise FlowRunFinal(flow_run_id=run.id, present=run.state)
+        for lease in request.hello.held:
+            outcome = self._services.outcome(lease).outcome
+            if outcome == lease_pb2.LEASE_OUTCOME_STOPPING:
+                answer.stopping.append(lease)
+            elif outcome != lease_pb2.LEASE_OUTCOME_HELD:
+                answer.lost.append(lease)
+        if run.state == "SCHEDULED" and run.due and request.offers_max:
+            answer.offers.append(self._services.offer_of(run))
+        return bool(answer.offers or answer.stopping or answer.lost)
+
     async def AcceptFlowRuns(self, request: Any, context: Any) -> Any:
         await self._services.called("AcceptFlowRuns", request)
         results = []
@@ -287,7 +319,7 @@ class SmallQueue(queue_service_pb2_grpc.QueueServiceServicer):
             run = self._services.runs[release.lease.flow_run_id]
             if result.outcome != lease_pb2.LEASE_OUTCOME_LOST:
                 run.release_reasons.append(release.reason)
-                run.state, run.fence = "SCHEDULED", run.fence + 1
+                run.wait_again()
                 result.outcome = lease_pb2.LEASE_OUTCOME_RELEASED
             results.append(result)
         await self._services.tell("Release")
@@ -314,6 +346,11 @@ class SmallFlowRuns(flow_run_service_pb2_grpc.FlowRunServiceServicer):
         if run.execution_id not in ("", request.execution_id):
             raise ExecutionRefused(flow_run_id=run.id, fence=run.fence)
         run.end = request
+        if run.retries and request.HasField("failed"):
+            run.retries, run.due, run.flow_run.attempt = run.retries - 1, False, run.flow_run.attempt + 1
+            run.wait_again()
+            await self._services.tell("Retry")
+            return flow_run_service_pb2.FinishFlowRunResponse(flow_run=run.flow_run)
         run.state = {"succeeded": "SUCCEEDED", "failed": "FAILED", "stopped": "CANCELLED"}[
             request.WhichOneof("outcome")
         ]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from flowrun.v1 import queue_service_pb2
 from penstock.agent.run_directory import is_locked
 from penstock.domain.errors import CredentialInvalid, SessionReplaced, Unavailable
+from penstock.runtime.server import Server
+from penstock.runtime.serving import Serving
 from tests.agent.small_services import Run, SmallServices
 from tests.agent.waiting import is_alive, is_gone, number_in, until
 
@@ -446,7 +449,46 @@ async def test_an_agent_without_a_valid_token_ends_with_a_clear_message(
 
     assert code == 1
     assert "The queue refuses this agent: The call bears no valid token" in output
+    assert "Set PENSTOCK_TOKEN to the token that the server was started with." in output
     assert "Traceback" not in output
+
+
+async def test_an_address_of_something_else_ends_the_agent_with_a_clear_message(
+    services: SmallServices, agents: Agents
+) -> None:
+    """Who mixed the addresses up is told which one is wrong, and which setting is about it."""
+    server = Server(Serving(token=""), host="127.0.0.1", port=0)
+    port = await server.start()
+    try:
+        code, output = await output_of(agents.start(ADDRESS=f"127.0.0.1:{port}"))
+    finally:
+        await server.stop(timedelta(0))
+
+    assert code == 1
+    assert f"What answers at 127.0.0.1:{port} is no Penstock server, or none for this call" in output
+    assert "PENSTOCK_QUEUE_ADDRESS says where the queue service listens" in output
+
+
+async def test_an_agent_that_reaches_nobody_says_what_to_do(services: SmallServices, agents: Agents) -> None:
+    """It goes on trying, and says meanwhile how a server is started and where its address is set."""
+    await services.stop()
+    agent = agents.start()
+
+    line = await asyncio.to_thread(_peek, agent)
+
+    assert f"No Penstock server answers at {services.address}. Start one with: penstock server start." in line
+    assert "PENSTOCK_QUEUE_ADDRESS" in line
+
+
+async def test_a_data_directory_that_cannot_be_written_to_is_one_line(services: SmallServices, agents: Agents) -> None:
+    """The message names the variable and what is in the way."""
+    file = agents.directory / "file"
+    file.touch()
+
+    code, output = await output_of(agents.start(DATA_DIR=file))
+
+    assert code == 2
+    assert output == f"penstock: PENSTOCK_DATA_DIR must be a directory to write to, not '{file}': Not a directory.\n"
 
 
 async def test_a_setting_that_cannot_be_used_is_one_line(services: SmallServices, agents: Agents) -> None:
@@ -454,7 +496,7 @@ async def test_a_setting_that_cannot_be_used_is_one_line(services: SmallServices
     code, output = await output_of(agents.start(SLOTS=0))
 
     assert code == 2
-    assert output == "penstock: PENSTOCK_SLOTS must be from 1 to 10,000, not 0.\n"
+    assert output == "penstock: PENSTOCK_SLOTS (or --slots) must be from 1 to 10,000, not 0.\n"
 
 
 async def test_runs_outlive_their_agent_and_the_next_one_adopts_them(services: SmallServices, agents: Agents) -> None:
@@ -488,6 +530,26 @@ async def test_two_agents_on_one_machine_leave_each_others_runs_alone(services: 
 
     assert list(services.streams[-1].hello.held) == []
     assert services.streams[-1].credit == 2
+
+
+async def test_a_killed_supervisor_is_said_plainly(services: SmallServices, agents: Agents) -> None:
+    """The slot is free again; what became of the run is known when its lease ends, which the agent leaves to that."""
+    agent = await agents.connected()
+    run, witness = agents.slow()
+    await services.offer(run)
+    pid = await number_in(witness)
+
+    (file,) = agents.directory.glob("data/runs/*/supervisor.pid")
+    os.kill(int(file.read_text()), signal.SIGKILL)
+    await services.until(lambda: services.streams[-1].credit == 3)
+    agent.terminate()
+
+    assert await is_gone(pid)
+    assert run.end is None
+    assert (
+        "Flow run quiet-river of example has ended without a report, so it is settled when its lease ends: "
+        "The supervisor was ended by signal 9 (SIGKILL)."
+    ) in (await output_of(agent))[1]
 
 
 async def test_names_cannot_command_the_terminal(services: SmallServices, agents: Agents) -> None:

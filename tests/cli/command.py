@@ -22,7 +22,8 @@ class Finished:
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of a user who set nothing but these."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK_", "OTEL_"))}
+    theirs = ("PENSTOCK_", "OTEL_", "COLUMNS", "LINES")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     paths = os.pathsep.join(str(ROOT / path) for path in ("services", "gen/python"))
     return {**inherited, "PYTHONPATH": paths, "NO_COLOR": "1", **variables}
 

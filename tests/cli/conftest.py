@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from flowrun.v1 import flow_pb2
+from flowrun.v1 import flow_run_service_pb2 as verbs
+from flowrun.v1 import flow_service_pb2 as flow_verbs
 from penstock.cli.suite import free_ports
 from tests.cli.command import line_with, running
-from tests.client.scripted import ScriptedServices
+from tests.client.scripted import ScriptedServices, a_flow_run
 
 
 @pytest.fixture
@@ -17,6 +20,15 @@ async def services() -> AsyncIterator[ScriptedServices]:
     """Services that answer as the test tells them to."""
     async with ScriptedServices() as scripted:
         yield scripted
+
+
+@pytest.fixture
+def river(services: ScriptedServices) -> ScriptedServices:
+    """Services that know a flow and create runs of it."""
+    flow = flow_pb2.Flow(flow_id="flow", flow_group_id="group", name="river", version=3)
+    services.scripts["LookUpFlow"] = lambda *_: flow_verbs.LookUpFlowResponse(flow=flow)
+    services.scripts["CreateFlowRun"] = lambda *_: verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True)
+    return services
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 
-from flowrun.v1 import agent_pb2, flow_pb2, flow_run_pb2
+from flowrun.v1 import agent_pb2, flow_pb2, flow_run_pb2, project_pb2
 from flowrun.v1 import flow_run_service_pb2 as run_verbs
 from flowrun.v1 import flow_service_pb2 as flow_verbs
 from flowrun.v1 import operator_service_pb2 as operator_verbs
@@ -63,3 +63,25 @@ async def test_agents_are_a_table(services: ScriptedServices) -> None:
     shown = await penstock("get", "agents", PENSTOCK_ADDRESS=services.address)
 
     assert ["a", "north", "1", "of", "4", "yes"] == shown.out.splitlines()[1].split()[:6]
+
+
+async def test_projects_are_a_table(services: ScriptedServices) -> None:
+    """Projects are shown with their ids."""
+    project = project_pb2.Project(project_id="p", name="water")
+    project.create_time.FromJsonString("2026-03-01T10:00:00Z")
+    services.scripts["ListProjects"] = lambda *_: flow_verbs.ListProjectsResponse(projects=[project])
+
+    shown = await penstock("get", "projects", PENSTOCK_ADDRESS=services.address, TZ="UTC")
+
+    assert ["p", "water", "2026-03-01", "10:00:00"] == shown.out.splitlines()[1].split()
+
+
+async def test_one_flow_run_is_a_row_or_a_document(services: ScriptedServices) -> None:
+    """One run is shown as in the list, and whole as JSON."""
+    services.scripts["GetFlowRun"] = lambda *_: run_verbs.GetFlowRunResponse(flow_run=a_flow_run())
+
+    shown = await penstock("get", "flow-run", RUN_ID, PENSTOCK_ADDRESS=services.address)
+    document = json.loads((await penstock("get", "flow-run", RUN_ID, "--json", PENSTOCK_ADDRESS=services.address)).out)
+
+    assert [RUN_ID, "river", "quiet-otter", "SCHEDULED"] == shown.out.splitlines()[1].split()[:4]
+    assert 123456789012345678901234567890 == document["parameters"]["big"]

@@ -67,7 +67,7 @@ async def test_a_shell_can_complete() -> None:
     """The shell's completion proposes the commands."""
     proposed = await penstock(_PENSTOCK_COMPLETE="complete_bash", COMP_WORDS="penstock re", COMP_CWORD="1")
 
-    assert ["register"] == proposed.out.split()
+    assert ["register", "restart"] == proposed.out.split()
 
 
 async def test_a_wrong_option_is_misuse() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from flowrun.v1 import flow_pb2
 from flowrun.v1 import flow_service_pb2 as verbs
+from penstock.domain.errors import InvalidRequest, Violation
 from tests.cli.command import penstock
 from tests.client.scripted import ScriptedServices
 
@@ -125,3 +126,38 @@ async def test_a_name_that_is_not_there_is_answered_with_those_that_are(
 
     assert 1 == refused.code
     assert "has no flow 'rivr'; it has river, other-river" in refused.err
+
+
+async def test_a_version_is_added_to_a_group(registry: ScriptedServices, source: Path) -> None:
+    """--group says the group, in place of project and name, for a flow and for a command."""
+    flow = await penstock("register", str(source), "--group", "g", "--name", "river", PENSTOCK_ADDRESS=registry.address)
+    command = await penstock("register", "--command", "tar -c x", "--group", "g", PENSTOCK_ADDRESS=registry.address)
+
+    assert (0, 0) == (flow.code, command.code)
+    assert [("g", "", "")] * 2 == [(each.flow_group_id, each.project_name, each.name) for each in registry.requests]
+
+
+async def test_a_group_takes_one_flow(registry: ScriptedServices, source: Path) -> None:
+    """Several flows would be versions of each other."""
+    refused = await penstock("register", str(source), "--group", "g", PENSTOCK_ADDRESS=registry.address)
+
+    assert (2, "penstock: --group takes one flow, and there are several; say which with --name.\n") == (
+        refused.code,
+        refused.err,
+    )
+    assert not registry.requests
+
+
+async def test_what_is_wrong_is_told_in_the_words_of_the_command(registry: ScriptedServices) -> None:
+    """Of a command all is typed, so every field has an option's name."""
+
+    def refuse(*_: object) -> None:
+        raise InvalidRequest((Violation("name", "is long"), Violation("labels[1]", "holds a comma")))
+
+    registry.scripts["RegisterFlow"] = refuse
+
+    refused = await penstock(
+        *("register", "--command", "tar", "--name", "x", "--project", "p"), PENSTOCK_ADDRESS=registry.address
+    )
+
+    assert ["  --name: is long", "  --label (no. 2): holds a comma"] == refused.err.splitlines()[1:]

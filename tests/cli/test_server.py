@@ -11,6 +11,7 @@ from penstock.cli.server import _without_password
 from tests.cli.command import penstock, running
 from tests.cli.conftest import RunningServer, free_port_base
 from tests.cli.processes import all_ended, children_of, kill
+from tests.client.scripted import ScriptedServices
 
 MODULES = {"penstock.flow_run", "penstock.queue", "penstock.log", "penstock.keeper"}
 
@@ -92,9 +93,10 @@ async def test_status_asks_where_the_settings_say(services: object, unused_tcp_p
     assert all(each["serving"] for each in document["services"] if each["name"] in ("flow_run", "log"))
 
 
-async def test_status_takes_no_service_for_another(services: object) -> None:
+async def test_status_takes_no_service_for_another() -> None:
     """A process that answers where the queue should, but does not serve it, is not shown as the queue."""
-    shown = await penstock("server", "status", "--json", PENSTOCK_QUEUE_ADDRESS=services.address)  # type: ignore[attr-defined]
+    async with ScriptedServices(only=("FlowService",)) as other:
+        shown = await penstock("server", "status", "--json", PENSTOCK_QUEUE_ADDRESS=other.address)
 
     (queue,) = [each for each in json.loads(shown.out)["services"] if each["name"] == "queue"]
     assert (1, False, "another service answers") == (shown.code, queue["serving"], queue["detail"])

@@ -10,11 +10,10 @@ from penstock.runtime.settings import SettingsError
 def main() -> int:
     """Take and launch runs until told to stop."""
     try:
-        settings = AgentSettings.load()
+        return run_agent(AgentSettings.load())
     except SettingsError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return 2
-    return run_agent(settings)
 
 
 if __name__ == "__main__":

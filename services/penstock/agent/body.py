@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from penstock.agent.run_directory import Assignment, RunDirectory
+from penstock.agent.terminal import Terminal
 from penstock.runtime.lifeline import WATCH
 from penstock.runtime.settings import environment
 
@@ -78,14 +79,17 @@ class Body:
                     os.killpg(self._process.pid, number)
 
 
-def start_body(assignment: Assignment, directory: RunDirectory) -> Body:
-    """Start the body of a run; it waits at its gate. Raises OSError if it cannot be started."""
+def start_body(assignment: Assignment, directory: RunDirectory, terminal: Terminal | None = None) -> Body:
+    """Start the body of a run; it waits at its gate. Raises OSError if it cannot be started.
+
+    A terminal is for a Python flow alone: a program finds nothing on its input, here as under an agent.
+    """
     gate_out, gate_in = os.pipe()
     records_out, records_in = os.pipe() if assignment.entry_point else (None, None)
-    passed = [] if records_in is None else [records_in]
+    passed = [] if records_in is None else [records_in, *(terminal or ())]
     try:
         process = subprocess.Popen(  # noqa: S603 - to execute what was registered is what an agent is for
-            _arguments(assignment, records_in),
+            _arguments(assignment, passed),
             stdin=gate_out,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -127,10 +131,10 @@ def body_environment(assignment: Assignment, directory: RunDirectory, inherited:
     }
 
 
-def _arguments(assignment: Assignment, records: int | None) -> list[str]:
+def _arguments(assignment: Assignment, descriptors: Sequence[int]) -> list[str]:
     if assignment.command:
         return gated(list(assignment.command))
-    return [sys.executable, "-m", "penstock.authoring.execute", assignment.entry_point, str(records)]
+    return [sys.executable, "-m", "penstock.authoring.execute", assignment.entry_point, *map(str, descriptors)]
 
 
 def _end_with(parent: int) -> Callable[[], None]:

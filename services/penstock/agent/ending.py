@@ -3,7 +3,7 @@
 import signal
 
 from flowrun.v1 import flow_run_pb2, flow_run_service_pb2
-from penstock.agent.output import Report
+from penstock.agent.output import Report, clean
 from penstock.domain.limits import FAILURE_CHARACTERS_MAX, NAME_CHARACTERS_MAX, REASON_CHARACTERS_MAX
 
 Finish = flow_run_service_pb2.FinishFlowRunRequest
@@ -41,17 +41,17 @@ def finish_request(
 def failure(message: str, *, kind: str = "", traceback: str = "") -> flow_run_pb2.Failure:
     """A failure in words, cut to what is kept: at the front, because the end tells most."""
     return flow_run_pb2.Failure(
-        type=_clean(kind)[:NAME_CHARACTERS_MAX],
-        message=_clean(message)[-FAILURE_CHARACTERS_MAX:],
-        traceback=_clean(traceback)[-FAILURE_CHARACTERS_MAX:],
+        type=clean(kind)[:NAME_CHARACTERS_MAX],
+        message=clean(message)[-FAILURE_CHARACTERS_MAX:],
+        traceback=clean(traceback)[-FAILURE_CHARACTERS_MAX:],
     )
 
 
-def how_it_ended(code: int) -> str:
+def how_it_ended(code: int, who: str = "The process") -> str:
     """The end of a process in words."""
     if code >= 0:
-        return f"The process exited with code {code}."
-    return f"The process was ended by signal {-code} ({_signal_name(-code)})."
+        return f"{who} exited with code {code}."
+    return f"{who} was ended by signal {-code} ({_signal_name(-code)})."
 
 
 def _failure(code: int, report: Report, ended_by_us: str) -> flow_run_pb2.Failure:
@@ -75,8 +75,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "unknown"
-
-
-def _clean(text: str) -> str:
-    """The text without what no database keeps: halves of surrogate pairs, and the character zero."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")

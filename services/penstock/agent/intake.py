@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from opentelemetry import trace
 
-from flowrun.v1 import flow_run_pb2, lease_pb2, log_pb2, queue_service_pb2
+from flowrun.v1 import lease_pb2, queue_service_pb2
+from penstock.agent.assigning import Assign
 from penstock.agent.calls import CALL_WAIT_MAX, Backoff, passes
 from penstock.agent.launchers import End, Ended, Launched, Launcher, LaunchFailed
 from penstock.agent.leases import Held, LeaseCount, Leases, lease_time
-from penstock.agent.run_directory import Assignment
 from penstock.agent.settings import AgentSettings
 from penstock.domain.limits import LEASES_PER_CALL_MAX, REASON_CHARACTERS_MAX
 from penstock.runtime import telemetry
+from penstock.runtime.guarding import guarded
 from penstock.wire.errors import refusal_details
 
 if TYPE_CHECKING:
     from flowrun.v1.queue_service_pb2_grpc import QueueServiceAsyncStub
 
 _LOGGER: Final = logging.getLogger("penstock.agent")
-_PROCESS_IGNORES: Final = "The process launcher does not use the run config's {what}; it is ignored."
 
 
 class Intake:
@@ -36,12 +36,14 @@ class Intake:
         agent_id: str,
         stub: "QueueServiceAsyncStub",
         launcher: Launcher,
+        assign: Assign,
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._agent_id = agent_id
         self._stub = stub
         self._launcher = launcher
+        self._assign = assign
         self._say = say
         self._offers: deque[tuple[lease_pb2.Offer, float]] = deque()
         self._offers_in_hand = 0
@@ -103,6 +105,13 @@ class Intake:
         for held in self.leases:
             self.leases.stop(held.lease.key)
 
+    def hurry(self) -> None:
+        """Have what is held ended at once, without the grace that it has otherwise."""
+        self.stop_all()
+        for held in self.leases:
+            if held.launched is not None:
+                self._launcher.hurry(held.launched)
+
     async def settled(self) -> None:
         """Wait until nothing is held and nothing is in hand."""
         while self.busy:
@@ -162,26 +171,31 @@ class Intake:
 
     async def _launch(self, held: Held, offer: lease_pb2.Offer) -> None:
         self._say(f"Took flow run {held.flow_run_name} of {held.flow_name} ({held.lease.flow_run_id}).")
-        try:
-            held.launched = await self._start(held, offer)
-        except LaunchFailed as error:
-            await self._give_up(held, str(error))
-            return
-        except Exception as error:
-            # A mistake of ours, which must cost neither the slot nor the run.
-            _LOGGER.exception("a run could not be launched")
-            await self._give_up(held, f"The launch failed: {error!r}")
+        # A mistake of ours must cost neither the slot nor the run.
+        held.launched = await guarded(
+            self._start_or_give_up(held, offer),
+            "a run could not be launched",
+            lambda error: self._give_up(held, f"The launch failed: {error!r}"),
+        )
+        if held.launched is None:
             return
         if held.must_stop:
             self._launcher.stop(held.launched)
         await self._see_through(held, held.launched)
+
+    async def _start_or_give_up(self, held: Held, offer: lease_pb2.Offer) -> Launched | None:
+        try:
+            return await self._start(held, offer)
+        except LaunchFailed as error:
+            await self._give_up(held, str(error))
+            return None
 
     async def _start(self, held: Held, offer: lease_pb2.Offer) -> Launched:
         with telemetry.tracer().start_as_current_span(
             f"launch {held.flow_name}", context=telemetry.context_of(offer.trace_context), record_exception=False
         ) as span:
             try:
-                return await self._launcher.start(self._assignment(held.lease, offer))
+                return await self._launcher.start(self._assign(offer, held.lease))
             except LaunchFailed as error:
                 span.set_status(trace.StatusCode.ERROR, str(error))
                 raise
@@ -229,47 +243,10 @@ class Intake:
             # The lease ends by itself, and then the run waits again all the same.
             _LOGGER.warning("leases could not be given back: %s", refusal_details(error).message)
 
-    def _assignment(self, lease: LeaseCount, offer: lease_pb2.Offer) -> Assignment:
-        run, config = offer.flow_run, offer.flow_run.run_config
-        return Assignment(
-            flow_run_id=lease.flow_run_id,
-            fence=lease.fence,
-            attempt=run.attempt,
-            flow_name=run.flow_name,
-            flow_run_name=run.name,
-            agent_id=self._agent_id,
-            entry_point=offer.flow.entry_point.python,
-            command=list(offer.flow.entry_point.command.arguments),
-            parameters_json=run.parameters_json,
-            context_json=run.context_json,
-            environment=dict(config.environment),
-            working_directory=config.working_directory,
-            log_level=_level_name(run.policy),
-            flow_run_address=self._settings.flow_run_address,
-            queue_address=self._settings.queue_address,
-            log_address=self._settings.log_address,
-            lease_end=lease.end,
-            lease_seconds=lease.seconds,
-            stop_grace_seconds=self._settings.stop_grace.total_seconds(),
-            trace_context=telemetry.carrier() or {"traceparent": telemetry.new_traceparent()},
-            warnings=[
-                _PROCESS_IGNORES.format(what=what)
-                for what, given in (("image", config.image), ("resources", config.resources))
-                if given
-            ],
-        )
-
     def _work(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._works.add(task)
         task.add_done_callback(self._works.discard)
-
-
-def _level_name(policy: flow_run_pb2.FlowRunPolicy) -> str:
-    """The level's name; a level that only a newer server knows is as good as none."""
-    if policy.log_level == log_pb2.LOG_LEVEL_UNSPECIFIED or policy.log_level not in log_pb2.LogLevel.values():
-        return "INFO"
-    return log_pb2.LogLevel.Name(policy.log_level).removeprefix("LOG_LEVEL_")
 
 
 def _in_words(end: End) -> str:
@@ -281,4 +258,4 @@ def _in_words(end: End) -> str:
         case Ended.DROPPED:
             return f"is no longer ours: {end.words}"
         case Ended.UNREPORTED:
-            return f"ended, and that could not be reported: {end.words}"
+            return f"has ended without a report, so it is settled when its lease ends: {end.words}"

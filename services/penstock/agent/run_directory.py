@@ -19,6 +19,9 @@ from typing import Any, Final
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 
+# Asks a supervisor, beside SIGTERM, to end its run without grace.
+HURRY: Final = signal.SIGQUIT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
@@ -52,6 +55,14 @@ class Assignment:
     warnings: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The execution that a supervisor asked to begin, and the process group of its body."""
+
+    execution_id: str
+    body: int
+
+
 class RunDirectory:
     """One run's directory."""
 
@@ -63,6 +74,7 @@ class RunDirectory:
         self.exit_file = path / "exit.json"
         self.output_file = path / "supervisor.log"
         self._pid_file = path / "supervisor.pid"
+        self._start_file = path / "start.json"
 
     @classmethod
     def create(cls, data_dir: Path, assignment: Assignment) -> "RunDirectory":
@@ -90,17 +102,30 @@ class RunDirectory:
             _write(self._pid_file, str(os.getpid()))
         return held
 
-    def terminate_supervisor(self) -> None:
-        """Ask the supervisor to end; nothing if it is gone."""
+    def signal_supervisor(self, number: signal.Signals) -> None:
+        """Send the supervisor a signal; nothing if it is gone."""
         if is_locked(self.lease_file):
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(self._pid_file.read_text()), signal.SIGTERM)
+                os.kill(int(self._pid_file.read_text()), number)
 
     def was_led_by(self, pid: int) -> bool:
         """Whether the supervisor that took charge last is, or was, that process."""
         with contextlib.suppress(OSError, ValueError):
             return int(self._pid_file.read_text()) == pid
         return False
+
+    def record_start(self, execution_id: str, body: int) -> None:
+        """Store who asks to begin, so that the end can be reported for a supervisor that is killed.
+
+        Not synced: a machine that crashes takes the reporter along as well.
+        """
+        self._start_file.write_text(json.dumps(asdict(Start(execution_id, body))), encoding="utf-8")
+
+    def recorded_start(self) -> Start | None:
+        """Who asked to begin; None while nobody did."""
+        with contextlib.suppress(OSError, ValueError):
+            return Start(**json.loads(self._start_file.read_text(encoding="utf-8")))
+        return None
 
     def record_exit(self, record: str) -> None:
         """Store how the run ended so that it survives a crash at any moment after this returns."""

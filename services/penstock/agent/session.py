@@ -11,22 +11,23 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from flowrun.v1 import queue_service_pb2, queue_service_pb2_grpc
+from penstock.agent.assigning import by_run_config
 from penstock.agent.calls import CALL_WAIT_MAX, Backoff
+from penstock.agent.hello import hello
 from penstock.agent.intake import Intake
 from penstock.agent.launchers.process import ProcessLauncher
 from penstock.agent.leases import Leases
 from penstock.agent.settings import AgentSettings
-from penstock.domain.limits import LEASES_PER_CALL_MAX, SILENCE_INTERVALS_MAX
+from penstock.client.errors import NotServed, PenstockError, Unauthenticated, Unavailable, error_of
+from penstock.domain.limits import SILENCE_INTERVALS_MAX
 from penstock.runtime import telemetry
 from penstock.runtime.channel import open_channel
 from penstock.runtime.process import run
-from penstock.wire.errors import refusal_details
 
 if TYPE_CHECKING:
     from flowrun.v1.queue_service_pb2_grpc import QueueServiceAsyncStub
@@ -43,6 +44,8 @@ _FATAL: Final = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+
+_WHERE: Final = "PENSTOCK_QUEUE_ADDRESS says where the queue service listens; by default 127.0.0.1:4711."
 
 
 class SessionOver(Exception):
@@ -76,7 +79,14 @@ class Agent:
         self._agent_id = str(uuid.uuid4())
         self._stub = queue_service_pb2_grpc.QueueServiceStub(channel)
         self._launcher = ProcessLauncher(settings.data_dir, self._agent_id, token=settings.token)
-        self._intake = Intake(settings, self._agent_id, self._stub, self._launcher, _say)
+        self._intake = Intake(
+            settings,
+            self._agent_id,
+            self._stub,
+            self._launcher,
+            by_run_config(settings, self._agent_id),
+            _say,
+        )
         self._hurried = asyncio.Event()
 
     async def serve(self) -> int:
@@ -121,7 +131,9 @@ class Agent:
         """Keep a stream open until the agent is drained."""
         backoff = Backoff()
         while not (self._intake.draining and not self._intake.busy):
-            stream = Stream(self._stub, self._intake, self._hello(), self._settings)
+            stream = Stream(
+                self._stub, self._intake, hello(self._settings, self._agent_id, self._intake.leases), self._settings
+            )
             try:
                 await stream.run()
                 if self._intake.draining and not self._intake.busy:
@@ -134,7 +146,7 @@ class Agent:
                 if stream.lived:
                     backoff.reset()
                 pause = backoff.seconds(lost.error)
-                _LOGGER.warning("the stream to %s ended: %s; trying again", self._settings.queue_address, lost)
+                _LOGGER.warning("the stream to %s ended and is opened again: %s", self._settings.queue_address, lost)
                 await self._sleep_unless_drained(pause)
         _say("Drained.")
         return 0
@@ -146,17 +158,6 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._intake.changed.wait()
-
-    def _hello(self) -> queue_service_pb2.Hello:
-        held = [held.lease.to_proto() for held in self._intake.leases]
-        return queue_service_pb2.Hello(
-            agent_id=self._agent_id,
-            name=self._settings.name,
-            labels=self._settings.label_list,
-            slots=self._settings.slots,
-            version=_version(),
-            held=held[:LEASES_PER_CALL_MAX],
-        )
 
     @contextlib.contextmanager
     def _signals_caught(self) -> Iterator[None]:
@@ -213,7 +214,7 @@ class Stream:
             for task in done:
                 task.result()
         except grpc.aio.AioRpcError as error:
-            raise _meaning(error) from error
+            raise _meaning(error, self._settings.queue_address) from error
         except asyncio.InvalidStateError as error:  # written to after its end, which _listen explains better
             raise StreamLost("the stream is closed") from error
         finally:
@@ -302,22 +303,27 @@ class Stream:
             await self._call.write(request)
 
 
-def _meaning(error: grpc.aio.AioRpcError) -> Exception:
-    explained = refusal_details(error)
-    if explained.reason == "SESSION_REPLACED":
-        return SessionOver(f"The queue gave this agent's place to another stream, so it ends. {explained.message}")
+def _meaning(error: grpc.aio.AioRpcError, address: str) -> Exception:
+    """What the end of a stream means, in a sentence, and what can be done about it."""
+    told = error_of(error, address)
+    sentence = f"{told}{_advice(told)}"
+    if told.reason == "SESSION_REPLACED":
+        return SessionOver(f"The queue gave this agent's place to another stream, so it ends. {sentence}")
     if error.code() in _FATAL:
-        return SessionOver(f"The queue refuses this agent: {explained.message or error.code().name}")
-    return StreamLost(explained.message or error.code().name, error)
+        return SessionOver(sentence if isinstance(told, NotServed) else f"The queue refuses this agent: {sentence}")
+    return StreamLost(sentence, error)
+
+
+def _advice(told: PenstockError) -> str:
+    if isinstance(told, Unauthenticated):
+        return " Set PENSTOCK_TOKEN to the token that the server was started with."
+    if isinstance(told, NotServed):
+        return f" {_WHERE}"
+    if isinstance(told, Unavailable) and not told.reason:
+        return f" Start one with: penstock server start. {_WHERE}"
+    return ""
 
 
 def _say(line: str) -> None:
     """Print one line. Names come from others: what a terminal would obey is shown instead."""
     print("".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line), flush=True)
-
-
-def _version() -> str:
-    try:
-        return version("penstock")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return ""

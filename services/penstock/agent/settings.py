@@ -1,13 +1,16 @@
 """What an agent is told, beside where the services are."""
 
+import re
 import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from penstock.domain.limits import LABEL_CHARACTERS_MAX, LABELS_MAX, NAME_CHARACTERS_MAX, SLOTS_MAX
+from penstock.domain.errors import InvalidRequest
+from penstock.domain.limits import SLOTS_MAX
 from penstock.runtime.settings import ClientSettings, ServiceSettings, SettingsError
+from penstock.wire.checks import Checks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +28,28 @@ class AgentSettings(ClientSettings):
         ClientSettings.__post_init__(self)
         object.__setattr__(self, "name", self.name or socket.gethostname() or "agent")
         if not 1 <= self.slots <= SLOTS_MAX:
-            raise SettingsError(f"PENSTOCK_SLOTS must be from 1 to {SLOTS_MAX:,}, not {self.slots}.")
-        if len(self.name) > NAME_CHARACTERS_MAX:
-            raise SettingsError(f"PENSTOCK_NAME must have at most {NAME_CHARACTERS_MAX} characters.")
-        if len(self.label_list) > LABELS_MAX or any(len(label) > LABEL_CHARACTERS_MAX for label in self.label_list):
-            raise SettingsError(
-                f"PENSTOCK_LABELS must be at most {LABELS_MAX} labels of at most {LABEL_CHARACTERS_MAX} characters."
-            )
+            raise SettingsError(f"PENSTOCK_SLOTS (or --slots) must be from 1 to {SLOTS_MAX:,}, not {self.slots}.")
+        # What the queue would refuse is refused here, in its words, before anything is tried.
+        checks = Checks()
+        checks.name("PENSTOCK_NAME (or --name)", self.name)
+        checks.labels("PENSTOCK_LABELS (or --label)", self._labels_given())
+        try:
+            checks.done()
+        except InvalidRequest as refusal:
+            raise SettingsError(_in_words(refusal)) from refusal
 
     @property
     def label_list(self) -> tuple[str, ...]:
         """The labels, one by one."""
-        return tuple(sorted({label.strip() for label in self.labels.split(",")} - {""}))
+        return tuple(sorted(self._labels_given()))
+
+    def _labels_given(self) -> list[str]:
+        given = (label.strip() for label in self.labels.split(","))
+        return list(dict.fromkeys(filter(None, given)))
+
+
+def _in_words(refusal: InvalidRequest) -> str:
+    return "; ".join(
+        re.sub(r"\[(\d+)\]$", lambda place: f" no. {int(place[1]) + 1}", each.field) + f" {each.description}"
+        for each in refusal.violations
+    )

@@ -30,9 +30,10 @@ from penstock.agent.leases import LeaseCount, lease_time, renew
 from penstock.agent.log_writer import LogWriter
 from penstock.agent.output import Line, RawOutput, RecordedOutput, Report
 from penstock.agent.pipes import Pipes
-from penstock.agent.run_directory import Assignment, RunDirectory
+from penstock.agent.run_directory import HURRY, Assignment, RunDirectory
 from penstock.runtime import telemetry
 from penstock.runtime.channel import open_channel
+from penstock.runtime.guarding import guarded
 from penstock.wire.errors import refusal_details
 
 # How long a body has to end by itself after its lease was lost, when a successor may begin at any moment.
@@ -45,6 +46,8 @@ _LOOK_SECONDS: Final = 1.0
 REPORT_SECONDS_MAX: Final = 600.0
 # How long lines are kept for a log service that does not answer, once the run is over.
 LINES_SECONDS_MAX: Final = 300.0
+# How long a log service that does not answer is told that an earlier supervisor's log is closed.
+CLOSING_SECONDS_MAX: Final = 10.0
 PIPES_SECONDS_MAX: Final = 2.0
 _GLANCE_SECONDS: Final = 0.1
 
@@ -122,6 +125,7 @@ class Supervision:
         self._standing = Standing.HELD
         self._moved = asyncio.Event()  # the standing is no longer HELD
         self._asked_to_stop = asyncio.Event()
+        self._hurried = False
         span = trace.get_current_span().get_span_context()
         self._writer = LogWriter(
             log_service_pb2_grpc.LogServiceStub(logs),
@@ -133,7 +137,10 @@ class Supervision:
 
     async def run(self, body: Body) -> int:
         """Ask for permission, let the body run, report its end. Returns the exit code of this process."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._asked_to_stop.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop.set)
+        loop.add_signal_handler(HURRY, self._hurry)
+        self._record_start(body)
         permission = await self._ask_permission()
         if permission is Permission.GIVEN:
             return await self._run_started(body)
@@ -148,10 +155,21 @@ class Supervision:
             return await self._report(request)
         return ExitCode.NOT_STARTED if permission is Permission.UNKNOWN else ExitCode.DROPPED
 
+    def _hurry(self) -> None:
+        """End the body without grace; whoever asked does not wait for it."""
+        self._hurried = True
+        self._asked_to_stop.set()
+
     async def report_recorded(self) -> int:
         """Report the end that an earlier supervisor of this run recorded and could not report."""
         request = json_format.Parse(self._directory.recorded_exit() or "{}", Finish())
-        return await self._report(request, record=False)
+        code = await self._report(request, record=False)
+        # Whoever follows the log learns that nothing more will come.
+        self._writer.close()
+        writing = asyncio.create_task(self._write_log())
+        await self._or_asked(writing, CLOSING_SECONDS_MAX)
+        writing.cancel()
+        return code
 
     async def _ask_permission(self) -> Permission:
         """Make the run RUNNING. One lease starts code at most once, so whoever is refused must never begin."""
@@ -179,13 +197,11 @@ class Supervision:
     async def _run_started(self, body: Body) -> int:
         keeping = asyncio.create_task(self._keep_lease())
         writing = asyncio.create_task(self._write_log())
-        try:
-            code = await self._until_reported(body)
-        except Exception as error:
-            _LOGGER.exception("the supervisor failed")
-            body.kill()
-            self._writer.close()
-            code = await self._report(self._failed(f"The supervisor of the run failed: {error!r}"))
+        code = await guarded(
+            self._until_reported(body),
+            "the supervisor failed",
+            lambda error: self._break_off(body, f"The supervisor of the run failed: {error!r}"),
+        )
         await self._or_asked(writing, LINES_SECONDS_MAX)
         await asyncio.wait({writing}, timeout=self._assignment.stop_grace_seconds)
         for task in (keeping, writing):
@@ -193,13 +209,18 @@ class Supervision:
         await asyncio.gather(keeping, writing, return_exceptions=True)
         return code
 
+    async def _break_off(self, body: Body, why: str) -> int:
+        body.kill()
+        self._writer.close()
+        return await self._report(self._failed(why))
+
     async def _write_log(self) -> None:
         """Store the lines; if that fails on our side, go without, because a body must not wait for a dead writer."""
-        try:
-            await self._writer.run()
-        except Exception:
-            _LOGGER.exception("writing the log failed")
-            self._writer.give_up()
+        await guarded(self._writer.run(), "writing the log failed", self._go_without_log)
+
+    async def _go_without_log(self, _: Exception) -> bool:
+        self._writer.give_up()
+        return False
 
     async def _until_reported(self, body: Body) -> int:
         report, pipes = self._listen(body)
@@ -258,7 +279,7 @@ class Supervision:
         body.terminate()
         asking = asyncio.create_task(self._ask_why()) if self._standing is Standing.HELD else None
         deadline = time.monotonic() + self._assignment.stop_grace_seconds
-        while not ending.done() and time.monotonic() < deadline:
+        while not ending.done() and time.monotonic() < deadline and not self._hurried:
             if self._standing in (Standing.LOST, Standing.EXPIRED):
                 deadline = min(deadline, time.monotonic() + self._lost_grace())
                 await asyncio.wait({ending}, timeout=max(0.0, deadline - time.monotonic()))
@@ -275,7 +296,14 @@ class Supervision:
             self._learn(outcome)
 
     async def _keep_lease(self) -> None:
-        """Renew the lease until it is over, and see it run out even while a renewal waits for its answer."""
+        """Renew the lease until it is over. If that fails on our side nobody renews it any more: it counts as over."""
+        await guarded(self._keep_until_over(), "keeping the lease failed", self._count_as_over)
+
+    async def _count_as_over(self, _: Exception) -> None:
+        self._stand(Standing.EXPIRED)
+
+    async def _keep_until_over(self) -> None:
+        """Renew the lease, and see it run out even while a renewal waits for its answer."""
         renewing = asyncio.create_task(self._renew_lease())
         try:
             while not renewing.done():
@@ -285,10 +313,6 @@ class Supervision:
                     return
                 await asyncio.wait({renewing}, timeout=min(left, _LOOK_SECONDS))
             renewing.result()
-        except Exception:
-            # Nobody renews it any more, so it counts as over.
-            _LOGGER.exception("keeping the lease failed")
-            self._stand(Standing.EXPIRED)
         finally:
             renewing.cancel()
 
@@ -363,6 +387,12 @@ class Supervision:
         except OSError:
             # A full disk must not keep the end from being reported.
             _LOGGER.exception("the end could not be recorded")
+
+    def _record_start(self, body: Body) -> None:
+        try:
+            self._directory.record_start(self._execution_id, body.pid)
+        except OSError:
+            _LOGGER.exception("the start could not be recorded")
 
     def _failed(self, message: str) -> Finish:
         return Finish(

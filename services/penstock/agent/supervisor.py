@@ -1,5 +1,7 @@
 """Stands over one run: `python -m penstock.agent.supervisor <run directory>`, with the token on its standard input.
 
+A terminal for the code of the run comes as two inherited descriptors, to read and to write, behind the directory.
+
 Starts the body first, while this process has one thread and no connection; then asks whether it may begin, keeps the
 lease, carries the output away and reports the end. It belongs to no agent: it lives on when its agent is gone.
 """
@@ -12,12 +14,14 @@ from pathlib import Path
 from penstock.agent.body import start_body
 from penstock.agent.exit_code import ExitCode
 from penstock.agent.run_directory import RunDirectory
+from penstock.agent.terminal import Terminal
 
 
 def main() -> int:
     """Supervise the run of the directory that the command line names."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
     directory = RunDirectory(Path(sys.argv[1]))
+    terminal = Terminal(*map(int, sys.argv[2:4])) if sys.argv[2:] else None
     token = _read_token()
     if directory.take_charge() is None:
         logging.error("another supervisor stands over this run")
@@ -26,7 +30,7 @@ def main() -> int:
     body = None
     if directory.recorded_exit() is None:
         try:
-            body = start_body(assignment, directory)
+            body = start_body(assignment, directory, terminal)
         except OSError as error:
             logging.error("the run's process cannot be started: %s", error)
             return ExitCode.NOT_STARTED

@@ -6,16 +6,28 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from penstock.cli.failures import EXIT_MISUSED, CommandFailed, told_plainly
+from penstock.cli.which_run import Run, find_run
 
 if TYPE_CHECKING:
-    from penstock.client import Agent, Flow, FlowRun, FlowRunState
+    from penstock.client import Agent, Flow, FlowRun, FlowRunState, Project
 
 T = TypeVar("T")
 
-app = typer.Typer(name="get", help="Show flows, flow runs and agents.", no_args_is_help=True)
+app = typer.Typer(name="get", help="Show projects, flows, flow runs and agents.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document per line and item, for programs.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most so many.")]
+
+
+@app.command("projects")
+def projects(limit: Limit = 50, as_json: AsJson = False) -> None:
+    """Show projects, oldest first."""
+    with told_plainly():
+        from penstock.client import Client
+
+        with Client() as client:
+            found = client.list_projects(page_size=_page(limit))
+            _show(_first(limit, found), ("PROJECT ID", "NAME", "CREATED"), _project, as_json)
 
 
 @app.command("flows")
@@ -52,7 +64,17 @@ def flow_runs(
         states = [_state_of(word) for word in state or ()]
         with Client() as client:
             found = client.list_flow_runs(states=states, name=name, flow_id=flow_id, page_size=_page(limit))
-            _show(_first(limit, found), ("FLOW RUN ID", "FLOW", "NAME", "STATE", "CREATED"), _flow_run, as_json)
+            _show(_first(limit, found), _FLOW_RUN, _flow_run, as_json)
+
+
+@app.command("flow-run")
+def flow_run(run: Run, as_json: AsJson = False) -> None:
+    """Show one flow run."""
+    with told_plainly():
+        from penstock.client import Client
+
+        with Client() as client:
+            _show([find_run(client, run)], _FLOW_RUN, _flow_run, as_json)
 
 
 @app.command("agents")
@@ -79,11 +101,20 @@ def _show(items: Iterable[T], headings: Sequence[str], row: Callable[[T], Sequen
     Screen().table(headings, [row(item) for item in items])
 
 
+def _project(project: "Project") -> Sequence[str]:
+    from penstock.cli.screen import date_and_time
+
+    return project.project_id, project.name, date_and_time(project.create_time)
+
+
 def _flow(flow: "Flow") -> Sequence[str]:
     from penstock.cli.screen import date_and_time
 
     labels = ", ".join(flow.labels)
     return flow.flow_id, flow.project_name, flow.name, str(flow.version), labels, date_and_time(flow.create_time)
+
+
+_FLOW_RUN = ("FLOW RUN ID", "FLOW", "NAME", "STATE", "CREATED")
 
 
 def _flow_run(run: "FlowRun") -> Sequence[str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.cli.failures import EXIT_LOST_CONTACT, CommandFailed, sentence_of, told_plainly
+from penstock.cli.which_run import Run, find_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def logs(
-    flow_run_id: Annotated[str, typer.Argument(metavar="RUN", help="The id of the flow run.")],
+    run: Run,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with new lines until the run has ended.")
     ] = False,
@@ -24,7 +25,7 @@ def logs(
         from penstock.client import Client, PenstockError
 
         with Client() as client:
-            client.get_flow_run(flow_run_id)
+            flow_run_id = find_run(client, run).flow_run_id
             try:
                 _show(client.follow_logs(flow_run_id) if follow else client.read_logs(flow_run_id), as_json)
             except PenstockError as error:

@@ -11,8 +11,23 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from penstock.cli import agent, get, logs, quickstart, register, run, server
+from penstock.cli import (
+    agent,
+    archive,
+    cancel,
+    delete,
+    describe,
+    explain,
+    get,
+    logs,
+    quickstart,
+    register,
+    restart,
+    run,
+    server,
+)
 from penstock.cli.failures import EXIT_MISUSED, CommandFailed
+from penstock.cli.option_groups import GroupedCommand
 
 EXIT_INTERRUPTED = 130
 
@@ -28,9 +43,16 @@ app.command("quickstart")(quickstart.quickstart)
 app.add_typer(server.app)
 app.add_typer(agent.app)
 app.command("register")(register.register)
-app.command("run")(run.run)
-app.add_typer(get.app)
+app.command("run", cls=GroupedCommand)(run.run)
+app.command("cancel")(cancel.cancel)
+app.command("restart")(restart.restart)
+app.command("explain")(explain.explain)
 app.command("logs")(logs.logs)
+app.add_typer(get.app)
+app.add_typer(describe.app)
+app.command("archive")(archive.archive)
+app.command("unarchive")(archive.unarchive)
+app.add_typer(delete.app)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 import typer
 
 from penstock.cli.json_output import to_json
-from penstock.cli.screen import STYLES, Screen, clock_time
+from penstock.cli.screen import STYLES, Screen, clock_time, date_and_time
 from penstock.client import AsyncClient, FlowRun, FlowRunState, LogLevel, LogLine, LogStream, PenstockError, Transition
 
 # How long a log may say nothing after the end of its run before it is left; a killed run never closes its log.
@@ -36,7 +36,11 @@ class ForPeople:
         self._screen = screen
 
     def state(self, step: Transition) -> None:
-        why = step.message or (f"attempt {step.attempt}" if step.attempt > 1 else "")
+        # What a run failed of is told with its end, once; of an attempt that is made again it is told here.
+        message = "" if step.state is FlowRunState.FAILED else step.message
+        why = message or (f"attempt {step.attempt}" if step.attempt > 1 else "")
+        if step.due_time is not None and step.due_time > step.create_time:
+            why = "; ".join(filter(None, (why, f"due at {date_and_time(step.due_time)}")))
         self._screen.line(
             clock_time(step.create_time), "  ", (f"{step.state:<10}", STYLES.get(step.state, "")), " ", why
         )
@@ -82,22 +86,25 @@ def parts_of(line: LogLine) -> list[str | tuple[str, str]]:
     return [(f"{word:<8} ", STYLES.get(line.level, "dim")), str(line), (ghost, "dim")]
 
 
-async def follow_run(client: AsyncClient, flow_run_id: str, display: Display) -> FlowRun:
+async def follow_run(client: AsyncClient, flow_run_id: str, display: Display, *, logs: bool = True) -> FlowRun:
     """Show a run until its end, and return it as it is then. Its final state is shown after its last line."""
     final: Transition | None = None
-    log = _Log(client, flow_run_id, display)
+    log = _Log(client, flow_run_id, display) if logs else None
     try:
         async for step in client.watch_flow_run(flow_run_id):
             if step.state.is_final:
                 final = step
             else:
                 display.state(step)
-        await log.ended_or_quiet()
+        if log is not None:
+            await log.ended_or_quiet()
     finally:
-        await log.close()
+        if log is not None:
+            await log.close()
     if final is not None:
         display.state(final)
-    return await client.get_flow_run(flow_run_id)
+    # Waiting for what has happened returns at once, and unlike a single question outlives a service that restarts.
+    return await client.wait_for_flow_run(flow_run_id)
 
 
 def exit_code_of(state: FlowRunState) -> int:

@@ -1,7 +1,7 @@
 """`penstock register`: make flows known to the server."""
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,6 +19,9 @@ def register(
         typer.Argument(metavar="[PATH_OR_MODULE]", help="A Python file or module with functions decorated by @flow."),
     ] = None,
     project: Annotated[str, typer.Option("--project", help="The project; it is created when it is missing.")] = "",
+    group: Annotated[
+        str, typer.Option("--group", metavar="ID", help="The group to add a version to, whatever the flow is called.")
+    ] = "",
     name: Annotated[str, typer.Option("--name", help="Only the flow of this name; with --command, its name.")] = "",
     command: Annotated[str, typer.Option("--command", help='A program instead, as "prog arg …".')] = "",
     label: Annotated[
@@ -30,15 +33,19 @@ def register(
 
     A flow that did not change since its last registration keeps its version.
     """
-    if not project:
+    if not project and not group:
         raise CommandFailed("Say which project: --project NAME.", EXIT_MISUSED)
-    with told_plainly():
+    if command:
+        registrables = _command(command, name, group, label or (), source)
+    else:
+        registrables = _flows(source, name, label)
+        _demand_one_for(group, registrables)
+    with told_plainly(_WORDS | (_WORDS_FOR_COMMANDS if command else {})):
         from penstock.client import Client
 
-        registrables = _command(command, name, label or (), source) if command else _flows(source, name, label)
         with Client() as client:
             for each in registrables:
-                flow = client.register_flow(each, project=project)
+                flow = client.register_flow(each, project=project, flow_group_id=group)
                 if as_json:
                     from penstock.cli.json_output import to_json
 
@@ -49,6 +56,22 @@ def register(
                     what = "registered as" if flow.created else "unchanged, still"
                     place = f"in project {flow.project_name}"
                     Screen().line(f"Flow {flow.name} is {what} version {flow.version} {place}: {flow.flow_id}")
+
+
+_WORDS: Final[dict[str, str]] = {"project_name": "--project", "project": "--project", "flow_group_id": "--group"}
+
+# A Python flow says the rest itself.
+_WORDS_FOR_COMMANDS: Final[dict[str, str]] = {
+    "name": "--name",
+    "labels": "--label",
+    "entry_point.command.arguments": "--command",
+    "entry_point.command": "--command",
+}
+
+
+def _demand_one_for(group: str, registrables: "Sequence[Registrable]") -> None:
+    if group and len(registrables) > 1:
+        raise CommandFailed("--group takes one flow, and there are several; say which with --name.", EXIT_MISUSED)
 
 
 def _flows(source: str | None, name: str, label: "Sequence[str] | None") -> "Sequence[Registrable]":
@@ -68,12 +91,14 @@ def _flows(source: str | None, name: str, label: "Sequence[str] | None") -> "Seq
     return wanted
 
 
-def _command(command: str, name: str, labels: "Sequence[str]", source: str | None) -> "Sequence[Registrable]":
+def _command(
+    command: str, name: str, group: str, labels: "Sequence[str]", source: str | None
+) -> "Sequence[Registrable]":
     from penstock.authoring.flow import Command
 
     if source is not None:
         raise CommandFailed("Give a file or module, or --command, not both.", EXIT_MISUSED)
-    if not name:
+    if not name and not group:
         raise CommandFailed("A command needs a name: --name NAME.", EXIT_MISUSED)
     try:
         arguments = shlex.split(command)

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.cli.safe_text import safe
+from penstock.runtime.settings import environment
 
-# Wide enough that nothing in a pipe is ever wrapped or cut.
+# Wide enough that nothing in a pipe is ever wrapped or cut; a user who sets COLUMNS wants another width.
 PIPE_COLUMNS = 10_000
 
 STYLES = {
@@ -31,10 +32,16 @@ class Screen:
     """Standard output. Every text is shown as it is, made safe; nothing in it is markup."""
 
     def __init__(self) -> None:
-        console = Console(highlight=False, markup=False, emoji=False)
-        self._console = (
-            console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=PIPE_COLUMNS)
-        )
+        environ = environment()
+        columns = environ.get("COLUMNS", "")
+        has_width = columns.isdecimal() and int(columns) > 0
+        if not has_width:
+            environ.pop("COLUMNS", None)
+        console = Console(highlight=False, markup=False, emoji=False, _environ=environ)
+        self._folds = has_width or console.is_terminal
+        if not self._folds:
+            console.width = PIPE_COLUMNS
+        self._console = console
 
     def line(self, *parts: str | tuple[str, str]) -> None:
         """Print one line of parts; a part may be a text and its style."""
@@ -49,7 +56,7 @@ class Screen:
         """Print rows under headings. A narrow terminal folds all but the first cell: an id is there to be copied."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for number, heading in enumerate(headings):
-            table.add_column(heading, overflow="fold", no_wrap=number == 0 or not self._console.is_terminal)
+            table.add_column(heading, overflow="fold", no_wrap=number == 0 or not self._folds)
         for row in rows:
             table.add_row(*(Text(safe(cell), style=STYLES.get(cell, "")) for cell in row))
         self._console.print(table)

@@ -36,6 +36,7 @@ class Launched:
 
     assignment: Assignment
     stop: Callable[[], None]
+    hurry: Callable[[], None]
     started: asyncio.Event = field(default_factory=asyncio.Event)
     ended: "asyncio.Future[End]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -53,6 +54,10 @@ class Launcher(Protocol):
 
     def stop(self, launched: Launched) -> None:
         """Ask a supervisor to end its run, and itself once it has reported that."""
+        ...
+
+    def hurry(self, launched: Launched) -> None:
+        """The same, without the grace that the run has otherwise."""
         ...
 
     def find(self) -> list[Launched]:

@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from penstock.agent.ending import how_it_ended
 from penstock.agent.exit_code import ExitCode
-from penstock.agent.launchers import End, Ended, Launched, LaunchFailed
-from penstock.agent.run_directory import DIRECTORY_MODE, Assignment, RunDirectory, is_locked, lock
-from penstock.runtime.settings import environment
+from penstock.agent.launchers import End, Ended, Launched, LaunchFailed, killed
+from penstock.agent.run_directory import DIRECTORY_MODE, HURRY, Assignment, RunDirectory, is_locked, lock
+from penstock.agent.terminal import Terminal
+from penstock.runtime.settings import SettingsError, environment
 
 _LOGGER: Final = logging.getLogger("penstock.agent")
 
@@ -28,17 +32,35 @@ _ENDS: Final[dict[int, Ended]] = {
 
 
 class ProcessLauncher:
-    """Starts `python -m penstock.agent.supervisor` for each run."""
+    """Starts `python -m penstock.agent.supervisor` for each run.
 
-    def __init__(self, data_dir: Path, agent_id: str, *, token: str = "") -> None:
+    One that `reports_killed` answers for supervisors that are killed: it reports how their runs ended as soon as it is
+    certain that no code of these goes on, where otherwise that is settled when the lease ends.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        agent_id: str,
+        *,
+        token: str = "",
+        terminal: Terminal | None = None,
+        reports_killed: bool = False,
+    ) -> None:
         self._data_dir = data_dir
         self._token = token
+        self._terminal = terminal
+        self._reports_killed = reports_killed
         self._watching: set[asyncio.Task[None]] = set()
-        agents = data_dir / "agents"
-        agents.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
-        # Held for the life of this process, so that no other agent adopts what is ours.
-        self._lock_file = agents / agent_id
-        self._lock = lock(self._lock_file)
+        self._lock_file = data_dir / "agents" / agent_id
+        try:
+            self._lock_file.parent.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+            # Held for the life of this process, so that no other agent adopts what is ours.
+            self._lock = lock(self._lock_file)
+        except OSError as error:
+            raise SettingsError(
+                f"PENSTOCK_DATA_DIR must be a directory to write to, not {str(data_dir)!r}: {error.strerror}."
+            ) from error
 
     def close(self) -> None:
         """Let the next agent of this machine adopt what still runs."""
@@ -63,6 +85,9 @@ class ProcessLauncher:
     def stop(self, launched: Launched) -> None:
         launched.stop()
 
+    def hurry(self, launched: Launched) -> None:
+        launched.hurry()
+
     def find(self) -> list[Launched]:
         """Adopt the supervisors that still live, and forget the runs of those that died without a word."""
         found: list[Launched] = []
@@ -83,25 +108,28 @@ class ProcessLauncher:
         return found
 
     def _start_supervisor(self, directory: RunDirectory, assignment: Assignment, *, begun: bool = False) -> Launched:
+        terminal = self._terminal or ()
         with open(directory.output_file, "ab") as output:
             # Not a process of asyncio's: that would be killed when its transport is forgotten.
             process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "penstock.agent.supervisor", str(directory.path)],
+                [sys.executable, "-m", "penstock.agent.supervisor", str(directory.path), *map(str, terminal)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 env={name: value for name, value in environment().items() if name != "PENSTOCK_TOKEN"},
+                pass_fds=terminal,
                 start_new_session=True,
             )
         _hand_over(self._token, process)
-        launched = Launched(assignment, stop=process.terminate)
+        launched = Launched(assignment, stop=process.terminate, hurry=partial(process.send_signal, HURRY))
         if begun:
             launched.started.set()
-        self._watch(_watch_child(process, directory, launched), launched)
+        self._watch(self._watch_child(process, directory, launched), launched)
         return launched
 
     def _adopt(self, directory: RunDirectory, assignment: Assignment, *, restart: bool = False) -> Launched:
-        launched = Launched(assignment, stop=directory.terminate_supervisor)
+        stop, hurry = (partial(directory.signal_supervisor, number) for number in (signal.SIGTERM, HURRY))
+        launched = Launched(assignment, stop=stop, hurry=hurry)
         launched.started.set()
         watching = self._report_again(directory, launched) if restart else _watch_stranger(directory, launched)
         self._watch(watching, launched)
@@ -114,8 +142,22 @@ class ProcessLauncher:
         except OSError as error:
             launched.ended.set_result(End(Ended.UNREPORTED, str(error)))
             return
-        launched.stop = reporter.stop
+        launched.stop, launched.hurry = reporter.stop, reporter.hurry
         launched.ended.set_result(await reporter.ended)
+
+    async def _watch_child(self, process: subprocess.Popen[bytes], directory: RunDirectory, launched: Launched) -> None:
+        code = await _ended(process, launched.started)
+        begun, recorded = launched.started.is_set(), directory.recorded_exit() is not None
+        how = _how_it_ended(code, begun=begun, recorded=recorded, led=directory.was_led_by(process.pid))
+        cut_short = begun and how is Ended.UNREPORTED and (code < 0 or not recorded)
+        if self._reports_killed and cut_short and await killed.can_be_reported(directory, code):
+            await self._report_again(directory, launched)
+            return
+        words = "" if code < 0 else directory.last_words()
+        keep = recorded and how is Ended.UNREPORTED
+        if not keep and not is_locked(directory.lease_file):
+            directory.remove()
+        launched.ended.set_result(End(how, words or how_it_ended(code, "The supervisor")))
 
     def _watch(self, watching: Coroutine[Any, Any, None], launched: Launched) -> None:
         task = asyncio.create_task(watching)
@@ -140,7 +182,8 @@ def _resolve(watched: "asyncio.Task[None]", launched: Launched) -> None:
         launched.ended.set_result(End(Ended.UNREPORTED, f"Watching the supervisor failed: {error!r}"))
 
 
-async def _watch_child(process: subprocess.Popen[bytes], directory: RunDirectory, launched: Launched) -> None:
+async def _ended(process: subprocess.Popen[bytes], started: asyncio.Event) -> int:
+    """Wait for the end of a supervisor; note meanwhile that it has started its run."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), process.stdout
@@ -148,17 +191,10 @@ async def _watch_child(process: subprocess.Popen[bytes], directory: RunDirectory
     try:
         while line := await reader.readline():
             if line.strip() == b"started":
-                launched.started.set()
-        code = await asyncio.to_thread(process.wait)  # it ends now: the pipe is closed by its end alone
+                started.set()
+        return await asyncio.to_thread(process.wait)  # it ends now: the pipe is closed by its end alone
     finally:
         transport.close()
-    words = directory.last_words() or (f"The supervisor ended with code {code}." if code not in _ENDS else "")
-    recorded = directory.recorded_exit() is not None
-    how = _how_it_ended(code, begun=launched.started.is_set(), recorded=recorded, led=directory.was_led_by(process.pid))
-    keep = recorded and how is Ended.UNREPORTED
-    if not keep and not is_locked(directory.lease_file):
-        directory.remove()
-    launched.ended.set_result(End(how, words))
 
 
 def _how_it_ended(code: int, *, begun: bool, recorded: bool, led: bool) -> Ended:
