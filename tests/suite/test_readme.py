@@ -58,24 +58,37 @@ def test_the_first_command_does_the_main_job_in_a_fresh_copy(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-def test_the_commands_of_use_it_work_one_after_another(tmp_path: Path, database_url: str) -> None:
-    """Services and agent in the background, then the flow, the commands and the Python client as written."""
+def test_the_commands_work_one_after_another(tmp_path: Path, database_url: str) -> None:
+    """Services and agent in the background, then the flows, the commands and the Python client as written."""
     server, agent, *commands = blocks("Use it", "bash")
     flow, client = blocks("Use it", "python")
+    creating, children = blocks("Create runs", "bash")
+    (parent,) = blocks("Create runs", "python")
+    (steering,) = blocks("Follow, stop, restart, explain", "bash")
     assert [server, agent] == ["penstock server start\n", "penstock agent start\n"]
 
     with installed(tmp_path, database_url) as (here, _), here.agent():
         (tmp_path / "tide.py").write_text(flow)
         (tmp_path / "client.py").write_text(client)
+        (tmp_path / "tides.py").write_text(parent)
         with_ports = [each.replace("server status", f"server status --port-base {here.port_base}") for each in commands]
         shown = [shell(here, each) for each in with_ports]
         seen = shell(here, f"{sys.executable} client.py")
+        created = shell(here, creating)
+        with_children = shell(here, children)
+        steered = shell(here, steering)
+        left = here.documents("get", "flow-runs", "--state", "cancelled")
 
     assert "reading 2 of harbour" in shown[0]
     assert "SUCCEEDED" in shown[0]
     assert [line for line in shown[1].splitlines() if "│" in line and '{"who":"you"}' in line], shown[1]
     assert "SUCCEEDED" in seen
     assert "reading 0 of pier" in seen
+    assert created.count("reading 2 of here") >= 2, created
+    assert "reading 2 of east" in with_children
+    assert '"station": "west"' in with_children
+    assert "due" in steered
+    assert [] == left
 
 
 @pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
