@@ -801,7 +801,7 @@ async def test_outside_of_runs_nobody_is_waited_for(unused_tcp_port: int, monkey
 @pytest.mark.parametrize(
     ("inside", "advice"),
     [
-        (True, "set PENSTOCK_TOKEN in the environment of this flow's run config"),
+        (True, "unless it is started with --lend-token"),
         (False, "Set PENSTOCK_TOKEN to the token that the server was started with"),
     ],
 )

@@ -358,7 +358,7 @@ def _advised() -> Iterator[None]:
         advice = (
             "Set PENSTOCK_TOKEN to the token that the server was started with."
             if _current_run() is None
-            else "An agent keeps its token to itself: set PENSTOCK_TOKEN in the environment of this flow's run config."
+            else "An agent keeps its token to itself unless it is started with --lend-token."
         )
         raise replace(error, message=f"{error.message} {advice}") from None
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_the_watcher_is_no_child_of_the_program(start: Any) -> None:
 
 
 def test_the_environment_holds_the_run_and_not_the_agent(tmp_path: Path) -> None:
-    """What the run config adds is there, but it cannot pretend to be another run."""
+    """What the run config adds is there, but it cannot pretend to be another run; a token only if it is lent."""
     assignment = Assignment(
         flow_run_id="run",
         fence=2,
@@ -123,3 +124,5 @@ def test_the_environment_holds_the_run_and_not_the_agent(tmp_path: Path) -> None
     assert not {"PENSTOCK_TOKEN", "PENSTOCK_DATA_DIR"} & set(environment)
     assert "secret" not in repr(assignment)
     assert os.environ.get("COLOUR") != "blue"
+    lent = body_environment(replace(assignment, lends_token=True), RunDirectory(tmp_path), inherited)
+    assert {"PENSTOCK_TOKEN": "secret"} == {name: lent[name] for name in lent.keys() - environment.keys()}

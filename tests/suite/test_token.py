@@ -21,6 +21,30 @@ def test_with_a_token_every_call_must_bear_it(tmp_path: Path, database_url: str)
     assert all("token" in each.stderr and len(each.stderr.splitlines()) == 1 for each in refused)
 
 
+CHILD = """
+from penstock import flow
+from penstock.tasks import create_flow_run
+
+@flow
+def parent():
+    return create_flow_run(flow_name="parent", labels=["nobody"])
+"""
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+def test_the_code_of_a_run_has_a_token_only_if_it_is_lent(tmp_path: Path, database_url: str) -> None:
+    """A run creates a child under an agent that lends its token; elsewhere it is told what is missing."""
+    with installed(tmp_path, database_url, {"PENSTOCK_TOKEN": "right"}) as (here, _):
+        here.flow("parent", CHILD)
+        with here.agent():
+            refused = here.penstock("run", "--name", "parent", "--watch")
+        with here.agent("--lend-token"):
+            here.succeed("run", "--name", "parent", "--watch")
+
+    assert 1 == refused.returncode
+    assert "--lend-token" in refused.stdout
+
+
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 def test_without_a_token_the_services_listen_on_loopback_only(tmp_path: Path, database_url: str) -> None:
     """Asked to listen elsewhere, the server refuses, says why in one line, and starts nothing."""

@@ -45,8 +45,8 @@ async def executing_here(
 
     A supervisor that is still under way at the end of the block goes on by itself.
     """
-    # No labels and one slot, whatever an agent of this machine is told.
-    settings = replace(settings, labels="", slots=1)
+    # No labels and one slot, whatever an agent of this machine is told; and whose token it is, runs the code.
+    settings = replace(settings, labels="", slots=1, lend_token=True)
     async with open_channel(settings.queue_address, token=settings.token) as channel:
         agentless = Agentless(settings, flow_run_id, queue_service_pb2_grpc.QueueServiceStub(channel), terminal)
         try:

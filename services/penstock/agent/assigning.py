@@ -57,6 +57,7 @@ def _assignment_of(offer: lease_pb2.Offer, lease: LeaseCount, settings: AgentSet
         lease_end=lease.end,
         lease_seconds=lease.seconds,
         stop_grace_seconds=settings.stop_grace.total_seconds(),
+        lends_token=settings.lend_token,
         trace_context=telemetry.carrier() or {"traceparent": telemetry.new_traceparent()},
     )
 

@@ -112,10 +112,12 @@ def gated(command: list[str]) -> list[str]:
 
 
 def body_environment(assignment: Assignment, directory: RunDirectory, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the body: the agent's without what concerns the agent alone, such as its token."""
+    """The environment of the body: the agent's without what is the agent's alone, such as a token that is not lent."""
     kept = {name: value for name, value in inherited.items() if not name.startswith("PENSTOCK_")}
+    lent = {"PENSTOCK_TOKEN": assignment.token} if assignment.lends_token and assignment.token else {}
     return {
         **kept,
+        **lent,
         "PENSTOCK_FLOW_RUN_ADDRESS": assignment.flow_run_address,
         "PENSTOCK_QUEUE_ADDRESS": assignment.queue_address,
         "PENSTOCK_LOG_ADDRESS": assignment.log_address,

@@ -46,6 +46,8 @@ class Assignment:
     log_address: str
     # Never stored: whoever starts the supervisor hands it over.
     token: str = field(default="", repr=False)
+    # Whether the code of the run is told the token.
+    lends_token: bool = False
     # On the clock that leases count by, which the processes of this machine share.
     lease_end: float
     lease_seconds: float

@@ -15,7 +15,11 @@ from penstock.wire.checks import Checks
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings(ClientSettings):
-    """What `penstock agent start` is told. Labels are separated by commas; the name defaults to the host's."""
+    """What `penstock agent start` is told. Labels are separated by commas; the name defaults to the host's.
+
+    With `lend_token` the code of a run finds the agent's token in its environment, and so may create runs: whoever may
+    register a flow can then do whatever the token allows.
+    """
 
     table: ClassVar[str] = "agent"
     name: str = ""
@@ -23,6 +27,7 @@ class AgentSettings(ClientSettings):
     slots: int = 4
     data_dir: Path = field(default_factory=lambda: ServiceSettings().data_dir)
     stop_grace: timedelta = timedelta(seconds=10)
+    lend_token: bool = False
 
     def __post_init__(self) -> None:
         ClientSettings.__post_init__(self)

@@ -22,6 +22,9 @@ def start(
     ] = None,
     slots: Annotated[int | None, typer.Option(help="How many runs to execute at once.", show_default="4")] = None,
     name: Annotated[str | None, typer.Option(help="What people call this agent.", show_default="this host")] = None,
+    lend_token: Annotated[
+        bool, typer.Option("--lend-token", help="Let the code of runs use this agent's token, to create runs with.")
+    ] = False,
 ) -> None:
     """Connect to the queue and execute the runs it hands out, until SIGTERM or Ctrl-C.
 
@@ -41,4 +44,6 @@ def start(
             settings = replace(settings, slots=slots)
         if name is not None:
             settings = replace(settings, name=name)
+        if lend_token:
+            settings = replace(settings, lend_token=True)
         sys.exit(run_agent(settings))
