@@ -155,6 +155,7 @@ async def test_a_server_of_another_kind_is_told_apart(greeting: bytes) -> None:
         writer.write(greeting)
         await writer.drain()
         writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"

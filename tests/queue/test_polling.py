@@ -247,8 +247,8 @@ async def test_one_run_is_offered_once(database: Database) -> None:
         for stream in streams:
             await stream.hear_echo()
             found += [each.flow_run.flow_run_id for each in stream.offers]
+        entry = await entry_of(database, run.id)
 
-    entry = await entry_of(database, run.id)
     assert [str(run.id)] == found
     assert entry is not None
     assert (Phase.OFFERED, 1) == (entry.phase, entry.fence)
