@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,22 +24,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowrun.v1 import flow_pb2, flow_service_pb2, log_pb2
+from flowrun.v1 import flow_pb2, flow_run_pb2, flow_service_pb2, log_pb2
 from flowrun.v1 import flow_run_service_pb2 as verbs
 from flowrun.v1 import log_service_pb2 as log_verbs
 from penstock import tasks
+from penstock.authoring import run as run_module
 from penstock.authoring.run import current_flow_run
 from penstock.client import (
     Client,
+    DeadlineExceeded,
     FlowNameAmbiguous,
+    FlowRunDeleted,
     FlowRunState,
     InvalidRequest,
     LeaseLost,
     NoLiveFlow,
     NotFound,
+    PenstockError,
     Unauthenticated,
     Unavailable,
 )
+from penstock.client.flow_runs import flow_run_of
 from penstock.domain import errors
 from penstock.domain.flow import Flow
 from penstock.domain.flow_run import Failure, FlowRun, Stopped, Succeeded
@@ -47,12 +53,24 @@ from penstock.domain.lease import Lease
 from penstock.domain.limits import HELD_LEASE
 from penstock.domain.state import State
 from penstock.flow_run import flow_operations, operations
+from penstock.keeper.orphans import cancel_orphans
 from penstock.runtime import telemetry
 from penstock.storage.database import Database
 from penstock.tasks import FlowRunCancelled, FlowRunFailed, create_flow_run, get_flow_run_result, wait_for_flow_run
 from tests.client.scripted import RUN_ID, ScriptedServices, a_flow_run, a_step, some_lines, the_tail_end, the_watch_end
 from tests.flow_run.served import serving
-from tests.queue.scenes import TENANT, at_work, cancel, create, expire, finish, register, run_of
+from tests.queue.scenes import (
+    TENANT,
+    at_work,
+    cancel,
+    create,
+    execution_of,
+    expire,
+    finish,
+    register,
+    restart,
+    run_of,
+)
 from tests.support.fake_clock import FakeClock
 
 ROOT: Final = Path(__file__).parents[1]
@@ -75,6 +93,7 @@ def _in_no_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _begin_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process would find: nothing of this one."""
     monkeypatch.setattr(tasks, "_places", tasks._Places())
+    monkeypatch.setattr(run_module._body, "process", None)
     current_flow_run.cache_clear()
     tasks._client_of.cache_clear()
 
@@ -89,6 +108,7 @@ class Body:
     def begin(self, flow_run_id: object, fence: int = 1) -> None:
         """Be the next process, which executes that run under that fence."""
         _begin_process(self.monkeypatch)
+        run_module.begin_body()
         for name, value in self.environment(flow_run_id, fence).items():
             self.monkeypatch.setenv(name, value)
 
@@ -262,38 +282,78 @@ async def test_a_parent_that_is_executed_again_finds_its_children(house: House, 
     lease = await house.parent()
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, sys\n"
+        "import os\n"
         "from penstock.tasks import create_flow_run\n\n\n"
-        "def parent(stop_after):\n"
+        "def parent(children, stop_after):\n"
         "    for number in range(3):\n"
-        "        print(create_flow_run(flow_name='child', parameters={'number': number}), flush=True)\n"
+        "        with open(children, 'a') as file:\n"
+        "            print(create_flow_run(flow_name='child', parameters={'number': number}), file=file)\n"
         "        if number == stop_after:\n"
-        "            os._exit(1)\n\n\n"
-        "parent(int(sys.argv[1]))\n"
+        "            os._exit(1)\n"
     )
 
-    (only,) = await _executed(house, lease, script, "0")
-    second = await _executed(house, lease, script, "9")
+    (only,) = await _executed(house, lease, script, stop_after=0)
+    second = await _executed(house, lease, script, stop_after=9)
     script.write_text("# Another first line.\n" + script.read_text())
-    third = await _executed(house, lease, script, "9")
+    third = await _executed(house, lease, script, stop_after=9)
 
     assert only == second[0]
     assert second == third
     assert [0, 1, 2] == [json.loads((await house.run(child)).parameters_json)["number"] for child in third]
     key = (await house.run(only)).idempotency_key
-    assert f"{lease.flow_run_id}/parent.py:parent+2#0" == key
+    assert f"{lease.flow_run_id}/parent.py:parent+3#0" == key
 
 
-async def _executed(house: House, lease: Lease, script: Path, *arguments: str) -> list[str]:
+@pytest.mark.slow
+async def test_what_a_body_starts_or_forks_has_children_of_its_own(house: House, tmp_path: Path) -> None:
+    """A program of a flow, and a fork, never get the child of a sibling; executed again, each finds its own."""
+    lease = await house.parent()
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, subprocess, sys\n"
+        "from penstock.tasks import create_flow_run\n\n\n"
+        "def create(children, number):\n"
+        "    with open(children, 'a') as file:\n"
+        "        print(create_flow_run(flow_name='child', parameters={'number': number}), file=file)\n\n\n"
+        "def parent(children):\n"
+        "    for number in range(2):\n"
+        "        subprocess.run([sys.executable, __file__, children, str(number)], check=True)\n"
+        "    for number in range(2, 4):\n"
+        "        if (child := os.fork()) == 0:\n"
+        "            create(children, number)\n"
+        "            os._exit(0)\n"
+        "        os.waitpid(child, 0)\n"
+        "    create(children, 4)\n\n\n"
+        "if __name__ == '__main__':\n"
+        "    create(sys.argv[1], int(sys.argv[2]))\n"
+    )
+
+    first, second = await _executed(house, lease, script), await _executed(house, lease, script)
+
+    assert first == second
+    assert [0, 1, 2, 3, 4] == [json.loads((await house.run(child)).parameters_json)["number"] for child in first]
+
+
+async def _executed(house: House, lease: Lease, script: Path, **parameters: Any) -> list[str]:
+    """The children of a process that is the body of that run, as a supervisor would start it."""
+    children, told = script.with_suffix(".children"), script.with_suffix(".json")
+    children.write_text("")
+    told.write_text(json.dumps({"children": str(children), **parameters}))
+    environment = house.body.environment(lease.flow_run_id, lease.fence) | {"PENSTOCK_PARAMETERS_FILE": str(told)}
+    records = os.open(os.devnull, os.O_WRONLY)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(script),
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        env=_environment(house.body.environment(lease.flow_run_id, lease.fence)),
+        "-m",
+        "penstock.authoring.execute",
+        f"{script}:parent",
+        str(records),
+        stdin=asyncio.subprocess.PIPE,
+        pass_fds=[records],
+        env=_environment(environment),
     )
-    out, _ = await asyncio.wait_for(process.communicate(), WAIT_SECONDS)
-    return out.decode().split()
+    os.close(records)
+    await asyncio.wait_for(process.communicate(f"{telemetry.new_traceparent()} \n".encode()), WAIT_SECONDS)
+    return children.read_text().split()
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
@@ -342,6 +402,69 @@ async def test_a_failed_child_is_attempted_again_if_that_is_asked(house: House, 
     assert again == await house.run(child)
 
 
+async def test_a_child_that_went_with_its_parent_comes_again_with_it(house: House) -> None:
+    """What nobody but its parent's end cancelled is attempted again by the parent's next attempt, unasked."""
+    parent = await house.parent()
+    child = await asyncio.to_thread(create_flow_run, flow_name="child")
+    await cancel(house.database, parent.flow_run_id)
+    await cancel_orphans(house.database, TENANT)
+    assert State.CANCELLED is (await house.run(child)).state
+    stopping = await execution_of(house.database, parent)
+    stopped = await finish(house.database, parent, stopping.execution_id, Stopped())
+    assert isinstance(stopped, FlowRun)
+    await restart(house.database, stopped)
+    lease = (await at_work(house.database, parent.flow_run_id)).lease
+
+    house.body.begin(lease.flow_run_id, lease.fence)
+    assert child == await asyncio.to_thread(create_flow_run, flow_name="child")
+
+    again = await house.run(child)
+    assert (State.SCHEDULED, 2) == (again.state, again.attempt)
+
+
+async def test_siblings_are_told_apart_by_their_names(house: House) -> None:
+    """The children that one line makes in a loop are numbered."""
+    await house.parent()
+
+    children = [await asyncio.to_thread(create_flow_run, flow_name="child", parameters={"x": 1}) for _ in range(2)]
+
+    assert ["brave-otter-child", "brave-otter-child-2"] == [(await house.run(child)).name for child in children]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "attempt"),
+    [(Stopped(), State.SCHEDULED, 2), (Succeeded(), State.SUCCEEDED, 1)],
+)
+async def test_a_child_that_is_being_cancelled_is_waited_for_before_it_is_attempted_again(
+    house: House, outcome: Stopped | Succeeded, state: State, attempt: int
+) -> None:
+    """Its new attempt begins when the old one has stopped; if that succeeded after all, it is left alone."""
+    parent = await house.parent()
+    child = await asyncio.to_thread(create_flow_run, flow_name="child")
+    work = await at_work(house.database, FlowRunId(UUID(child)))
+    await cancel(house.database, FlowRunId(UUID(child)))
+    assert State.CANCELLING is (await house.run(child)).state
+    house.body.begin(parent.flow_run_id, parent.fence)
+    watching = asyncio.Event()
+    loop, follow = asyncio.get_running_loop(), tasks._followed
+
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        loop.call_soon_threadsafe(watching.set)
+        return follow(*args, **kwargs)
+
+    house.body.monkeypatch.setattr(tasks, "_followed", followed)
+    asking = asyncio.create_task(asyncio.to_thread(create_flow_run, flow_name="child", retry_failed=True))
+    beginning = asyncio.create_task(watching.wait())
+    await asyncio.wait({asking, beginning}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    assert not asking.done()
+
+    assert isinstance(await finish(house.database, work.lease, work.execution_id, outcome), FlowRun)
+
+    assert child == await asyncio.wait_for(asking, WAIT_SECONDS)
+    run = await house.run(child)
+    assert (state, attempt) == (run.state, run.attempt)
+
+
 async def test_a_child_that_succeeded_is_never_attempted_again(house: House) -> None:
     """Asking again for what failed leaves alone what did not."""
     lease = await house.parent()
@@ -382,6 +505,8 @@ class Creations:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.keys: list[str] = []
+        # What the next calls of an rpc fail with; None is for those that succeed.
+        self.failures: dict[str, deque[PenstockError | None]] = {"LookUpFlow": deque(), "CreateFlowRun": deque()}
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(tasks, "_client", lambda: SimpleNamespace(ask=self._answer))
 
@@ -396,6 +521,9 @@ class Creations:
     def _answer(self, call: Any) -> Any:
         if call.rpc == "CreateFlowRun":
             self.keys.append(call.request.idempotency_key)
+        if (failures := self.failures[call.rpc]) and (failure := failures.popleft()):
+            raise failure
+        if call.rpc == "CreateFlowRun":
             return call.answer(verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=True))
         flow = flow_pb2.Flow(flow_id="flow", flow_group_id="group", name="child")
         flow.create_time.FromJsonString("2026-03-01T10:00:00Z")
@@ -496,6 +624,7 @@ def test_an_execution_finds_the_children_of_the_one_before(calls: list[int], cut
     with pytest.MonkeyPatch.context() as monkeypatch:
         made = Creations(monkeypatch)
         monkeypatch.setattr(tasks, "_current_run", lambda: SimpleNamespace(id=PARENT_ID, fence=1, name="x"))
+        monkeypatch.setattr(tasks, "is_body", lambda: True)
 
         cut_off = made.of(*(sites[call] for call in calls[:cut]))
         whole = made.of(*(sites[call] for call in calls))
@@ -567,14 +696,103 @@ def test_threads_at_once_share_no_key(made: Creations) -> None:
     assert 200 == len(set(made.of(all_at_once)))
 
 
-def test_worker_processes_are_told_by_what_they_ask(monkeypatch: pytest.MonkeyPatch, made: Creations) -> None:
-    """Each counts for itself, so their order alone would give different children one key."""
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+def test_a_process_that_is_no_body_is_told_by_what_it_asks(monkeypatch: pytest.MonkeyPatch, made: Creations) -> None:
+    """A command, and what a body starts, counts for itself: its order alone would give different children one key."""
+    monkeypatch.setattr(run_module._body, "process", os.getppid())
 
     (first,) = made.of(lambda: a_child(parameters={"number": 1}))
     (second,) = made.of(lambda: a_child(parameters={"number": 2}))
 
     assert first != second
+    assert [first] == made.of(lambda: a_child(parameters={"number": 1}))
+
+
+def test_a_fork_counts_for_itself() -> None:
+    """What its parent asked before has no part in it, nor what a thread was busy with at that moment."""
+    code = (
+        "import os\n"
+        "from penstock import tasks\n"
+        "def show():\n"
+        "    with tasks._places.key('run', 'site', 'wish') as key:\n"
+        "        print(key, flush=True)\n"
+        "show()\n"
+        "tasks._places._lock.acquire()\n"
+        "if os.fork() == 0:\n"
+        "    show()\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=_environment({}), stdout=subprocess.PIPE, timeout=WAIT_SECONDS, check=True
+    )
+
+    assert ["run/site=wish#0"] * 2 == shown.stdout.decode().split()
+
+
+def test_a_wish_is_told_in_one_form(made: Creations) -> None:
+    """In whichever order a set gave out the names and the labels, it is the same wish; another value is another."""
+
+    def ask(**wishes: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(a_child, **wishes).result()
+
+    one = made.of(lambda: ask(parameters={"a": {"b": 1, "c": 2}, "d": 3}, context={"e": 1, "f": 2}, labels=["g", "h"]))
+    same = made.of(
+        lambda: ask(parameters={"d": 3, "a": {"c": 2, "b": 1}}, context={"f": 2, "e": 1}, labels=["h", "g", "h"])
+    )
+    other = made.of(
+        lambda: ask(parameters={"a": {"b": 2, "c": 2}, "d": 3}, context={"e": 1, "f": 2}, labels=["g", "h"])
+    )
+
+    assert one == same
+    assert one != other
+
+
+def test_a_wish_that_the_server_will_refuse_is_told_all_the_same(made: Creations) -> None:
+    """What is wrong with it is the server's to say, in its words."""
+    assert 1 == len(made.of(lambda: a_child(parameters={"twins": {1: "a", "1": "b"}})))
+
+
+NO_ANSWER: Final = DeadlineExceeded("The Penstock server did not answer in time.")
+
+
+def _ask_for_each(*wishes: str) -> None:
+    """Ask at one place, whatever becomes of it."""
+    for wish in wishes:
+        with contextlib.suppress(PenstockError):
+            a_child(parameters={"wish": wish})
+
+
+def test_a_call_that_failed_is_made_again_by_the_same_wish(made: Creations, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may have been lost: asked again it finds that child, and what is asked in between has its own."""
+    monkeypatch.setattr(tasks, "PATIENCE", timedelta(0))
+    undisturbed = made.of(lambda: _ask_for_each("a", "b", "a", "c"))
+    made.failures["CreateFlowRun"].extend([NO_ANSWER, NO_ANSWER, None])
+
+    disturbed = made.of(lambda: _ask_for_each("a", "a", "b", "a", "a", "c"))
+
+    a, b, a_again, c = undisturbed
+    assert [a, a, b, a, a_again, c] == disturbed
+
+
+def test_a_call_counts_even_if_its_flow_could_not_be_looked_up(
+    made: Creations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next execution, whose services are there, would take the child of the next call for that of this."""
+    monkeypatch.setattr(tasks, "PATIENCE", timedelta(0))
+    undisturbed = made.of(lambda: _ask_for_each("a", "b"))
+    made.failures["LookUpFlow"].append(NO_ANSWER)
+
+    assert undisturbed[1:] == made.of(lambda: _ask_for_each("a", "b"))
+
+
+def test_a_child_that_was_deleted_keeps_its_number(made: Creations) -> None:
+    """The next call with the same wish is for a child of its own, and not refused for ever."""
+    undisturbed = made.of(lambda: _ask_for_each("a", "a"))
+    made.failures["CreateFlowRun"].append(FlowRunDeleted("It was deleted."))
+
+    assert undisturbed == made.of(lambda: _ask_for_each("a", "a"))
 
 
 async def test_waiting_shows_each_state_and_returns_the_run(house: House, caplog: pytest.LogCaptureFixture) -> None:
@@ -633,6 +851,18 @@ async def test_a_run_that_did_not_succeed_is_an_error_if_that_is_asked(
     assert kind is type(raised.value)
     assert (child, state) == (raised.value.flow_run.flow_run_id, raised.value.flow_run.state)
     assert str(raised.value) == str(pickle.loads(pickle.dumps(raised.value)))
+
+
+def test_a_cancelled_run_does_not_tell_of_an_attempt_before() -> None:
+    """The failure that was retried is not why the run ended."""
+    run = flow_run_of(
+        a_flow_run(
+            state=flow_run_pb2.FLOW_RUN_STATE_CANCELLED,
+            failure=flow_run_pb2.Failure(type="ValueError", message="no such river"),
+        )
+    )
+
+    assert str(FlowRunCancelled(run)).endswith("ended as CANCELLED.")
 
 
 @pytest.mark.parametrize(
@@ -711,6 +941,35 @@ async def test_services_that_are_away_are_waited_for(
     )
 
 
+@pytest.mark.parametrize("inside", [True, False])
+async def test_services_may_be_away_when_the_wait_begins(
+    inside: bool, body: Body, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits is told so at once, and of the run when they are there."""
+    monkeypatch.setenv("PENSTOCK_ADDRESS", f"127.0.0.1:{unused_tcp_port}")
+    if inside:
+        body.begin(PARENT_ID)
+    told = asyncio.Event()
+    loop, tell = asyncio.get_running_loop(), tasks._tell_of_silence
+
+    def tell_of_silence(*args: Any) -> None:
+        tell(*args)
+        loop.call_soon_threadsafe(told.set)
+
+    monkeypatch.setattr(tasks, "_tell_of_silence", tell_of_silence)
+    waiting = asyncio.create_task(asyncio.to_thread(wait_for_flow_run, RUN_ID))
+    telling = asyncio.create_task(told.wait())
+    await asyncio.wait({waiting, telling}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    assert f"no news of flow run '{RUN_ID}'; waiting on. No Penstock server answers at 127.0.0.1" in caplog.text
+
+    async with ScriptedServices(port=unused_tcp_port) as services:
+        services.scripts["GetFlowRun"] = lambda *_: verbs.GetFlowRunResponse(flow_run=a_flow_run())
+        services.scripts["WatchFlowRun"] = _watched_to_the_end
+        ended = await asyncio.wait_for(waiting, WAIT_SECONDS)
+
+    assert FlowRunState.SUCCEEDED is ended.state
+
+
 async def test_a_log_is_shown_as_it_is_written(services: ScriptedServices, caplog: pytest.LogCaptureFixture) -> None:
     """Each line keeps its level and bears the name of its run; output without a level is information."""
     lines = some_lines("hello", "careful", "printed")
@@ -752,21 +1011,55 @@ async def test_a_log_that_cannot_be_followed_keeps_nobody(
 async def test_a_log_that_never_ends_keeps_nobody(services: ScriptedServices, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log of a killed run stays open; its reader leaves once it has been quiet for a while."""
     monkeypatch.setattr(tasks, "QUIET_SECONDS_MAX", 0.2)
-    over = asyncio.Event()
+    left = asyncio.Event()
 
     async def tail(request: log_verbs.TailLogsRequest, context: Any) -> None:
-        await over.wait()
-        await context.write(the_tail_end(""))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
 
     services.scripts["TailLogs"] = tail
 
     ended = await asyncio.wait_for(asyncio.to_thread(wait_for_flow_run, RUN_ID, stream_logs=True), WAIT_SECONDS)
 
     assert FlowRunState.SUCCEEDED is ended.state
-    over.set()
+    await asyncio.wait_for(left.wait(), WAIT_SECONDS)
+    await _no_log_is_followed()
+
+
+async def test_a_wait_that_fails_leaves_no_log_behind(
+    services: ScriptedServices, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the run is deleted meanwhile, for example: the stream of its lines is ended, and so is who reads it."""
+    tailed, left = asyncio.Event(), asyncio.Event()
+
+    async def watch(request: Any, context: Any) -> None:
+        await tailed.wait()
+        raise errors.FlowRunNotFound(flow_run_id=RUN_ID)
+
+    async def tail(request: log_verbs.TailLogsRequest, context: Any) -> None:
+        tailed.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    services.scripts["WatchFlowRun"], services.scripts["TailLogs"] = watch, tail
+
+    with pytest.raises(NotFound):
+        await asyncio.wait_for(asyncio.to_thread(wait_for_flow_run, RUN_ID, stream_logs=True), WAIT_SECONDS)
+
+    await asyncio.wait_for(left.wait(), WAIT_SECONDS)
+    await _no_log_is_followed()
+    assert "cannot be followed" not in caplog.text
+
+
+async def _no_log_is_followed() -> None:
     for thread in threading.enumerate():
         if thread.name == "penstock-log":
             await asyncio.to_thread(thread.join, WAIT_SECONDS)
+            assert not thread.is_alive()
 
 
 async def test_a_run_waits_for_services_that_restart(services: ScriptedServices, body: Body) -> None:

@@ -57,14 +57,14 @@ class Here:
 
     async def execute(self, run: Run) -> None:
         """Execute a run until it is final."""
-        async with asyncio.timeout(40), executing_here(self.settings, run.id) as execution:
-            await execution.serve()
+        async with asyncio.timeout(40), executing_here(self.settings) as execution:
+            await execution.serve(run.id)
 
     @contextlib.asynccontextmanager
     async def executing(self, run: Run) -> AsyncIterator["Executing"]:
         """The run while it is executed."""
-        async with executing_here(self.settings, run.id) as execution:
-            serving = asyncio.create_task(execution.serve())
+        async with executing_here(self.settings) as execution:
+            serving = asyncio.create_task(execution.serve(run.id))
             try:
                 yield Executing(execution, serving)
             finally:

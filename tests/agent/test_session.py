@@ -188,10 +188,10 @@ async def test_a_run_that_cannot_be_deployed_is_given_back_with_the_reason(
 
 
 async def test_a_machine_that_cannot_launch_gives_runs_back(services: SmallServices, agents: Agents) -> None:
-    """A data directory that cannot be written to is the reason, and the slot is free again."""
-    (agents.directory / "data").mkdir()
-    (agents.directory / "data" / "runs").write_text("in the way")
+    """A data directory that can no longer be written to is the reason, and the slot is free again."""
     await agents.connected()
+    (agents.directory / "data" / "runs").rmdir()
+    (agents.directory / "data" / "runs").write_text("in the way")
     run = agents.quick()
 
     await services.offer(run)

@@ -28,10 +28,13 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": paths, "NO_COLOR": "1", **variables}
 
 
-async def started(*args: str, cwd: Path | None = None, **variables: str) -> asyncio.subprocess.Process:
-    """Start `penstock args…`."""
+async def started(
+    *args: str, closed: int | None = None, cwd: Path | None = None, **variables: str
+) -> asyncio.subprocess.Process:
+    """Start `penstock args…`; one of its standard descriptors may be `closed`, as a shell does with `0<&-`."""
+    closing = () if closed is None else ("/bin/sh", "-c", f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-', "sh")
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "penstock.cli", *args),
+        *(*closing, sys.executable, "-m", "penstock.cli", *args),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -40,9 +43,9 @@ async def started(*args: str, cwd: Path | None = None, **variables: str) -> asyn
     )
 
 
-async def penstock(*args: str, cwd: Path | None = None, **variables: str) -> Finished:
+async def penstock(*args: str, closed: int | None = None, cwd: Path | None = None, **variables: str) -> Finished:
     """Run `penstock args…` to its end. Errors never come as a traceback."""
-    async with running(*args, cwd=cwd, **variables) as process:
+    async with running(*args, closed=closed, cwd=cwd, **variables) as process:
         out, err = await process.communicate()
     assert process.returncode is not None
     assert "Traceback" not in err.decode(), err.decode()
@@ -50,9 +53,11 @@ async def penstock(*args: str, cwd: Path | None = None, **variables: str) -> Fin
 
 
 @contextlib.asynccontextmanager
-async def running(*args: str, cwd: Path | None = None, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(
+    *args: str, closed: int | None = None, cwd: Path | None = None, **variables: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """`penstock args…` while it runs; it does not outlive the block."""
-    process = await started(*args, cwd=cwd, **variables)
+    process = await started(*args, closed=closed, cwd=cwd, **variables)
     try:
         yield process
     finally:

@@ -13,6 +13,7 @@ from tests.cli.command import environment
 _AT_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 CTRL_C = "\x03"
+CTRL_Z = "\x1a"
 
 _STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -52,8 +53,15 @@ class Terminal:
 @contextlib.asynccontextmanager
 async def at_a_terminal(*args: str, **variables: str) -> AsyncIterator[Terminal]:
     """`penstock args…` on a terminal while it runs; it does not outlive the block, because its terminal does not."""
+    async with program_at_a_terminal(sys.executable, "-m", "penstock.cli", *args, **variables) as terminal:
+        yield terminal
+
+
+@contextlib.asynccontextmanager
+async def program_at_a_terminal(*command: str, **variables: str) -> AsyncIterator[Terminal]:
+    """The same for any program, such as a shell."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _AT_A_TERMINAL, sys.executable, "-m", "penstock.cli", *args),
+        *(sys.executable, "-c", _AT_A_TERMINAL, *command),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment(**{"TERM": os.environ.get("TERM", "xterm"), **variables}),

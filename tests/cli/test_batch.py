@@ -34,6 +34,7 @@ class Backend:
     def __init__(self, services: ScriptedServices) -> None:
         self.services = services
         self.runs: dict[str, str] = {}
+        self.asked: dict[str, str] = {}
         self.calls: list[Sequence[verbs.CreateFlowRunRequest]] = []
         services.scripts["BatchCreateFlowRuns"] = self._create
 
@@ -47,9 +48,15 @@ class Backend:
             return refused(3, "INVALID_REQUEST", message)
         fresh = request.idempotency_key not in self.runs
         flow_run_id = self.runs.setdefault(request.idempotency_key, run_id(len(self.runs)))
+        asked = self.asked.setdefault(flow_run_id, request.parameters_json)
+        differing = [] if asked == request.parameters_json else ["parameters"]
+        if differing and request.key_reuse == verbs.KEY_REUSE_REFUSE_IF_DIFFERENT:
+            return refused(6, "KEY_REUSED", f"The key had created flow run {flow_run_id}")
         run = flow_run_pb2.FlowRun(flow_run_id=flow_run_id, name=request.name, flow_name="river")
         run.create_time.GetCurrentTime()
-        return verbs.BatchCreateFlowRunsOutcome(response=verbs.CreateFlowRunResponse(flow_run=run, created=fresh))
+        return verbs.BatchCreateFlowRunsOutcome(
+            response=verbs.CreateFlowRunResponse(flow_run=run, created=fresh, differing_fields=differing)
+        )
 
 
 def refused(code: int, reason: str, message: str) -> verbs.BatchCreateFlowRunsOutcome:
@@ -90,7 +97,8 @@ async def test_each_line_becomes_a_run(backend: Backend, file: Path) -> None:
     shown = await sent(backend, file, "--name", "river", "--resume", "b1")
 
     (call,) = backend.calls
-    assert ["batch:b1:1", "batch:b1:3", "batch:b1:4", "batch:b1:5"] == [each.idempotency_key for each in call]
+    assert 4 == len({each.idempotency_key for each in call})
+    assert all(each.idempotency_key.startswith("batch:b1:") for each in call)
     assert ["group", "group", "", "group"] == [each.flow_group_id for each in call]
     assert "x" == call[2].flow_id
     assert {"big": 2**53 + 1} == json.loads(call[1].parameters_json)
@@ -111,6 +119,55 @@ async def test_the_id_of_a_batch_is_told_at_once(backend: Backend, file: Path) -
     assert "Created 3 flow runs; 0 existed already.\n" == first.out
     assert "Created 0 flow runs; 3 existed already.\n" == second.out
     assert 3 == len(backend.runs)
+
+
+async def test_a_file_may_be_edited_between_two_tries(backend: Backend, file: Path) -> None:
+    """Resumed with lines added, moved and edited, exactly the new ones are created; the others answer with their runs.
+
+    Also where only ids are printed, what was done is told.
+    """
+    old = [{"parameters": {"x": x}} for x in (1, 2, 2, 3)]
+    write(file, *old)
+    begun = await sent(backend, file, "--name", "river", "--quiet", "--resume", "b")
+    first, second, again, third = begun.out.splitlines()
+    write(file, {"parameters": {"x": 0}}, "", old[3], old[1], {"parameters": {"x": 1.5}}, old[2], "", old[0])
+
+    resumed = await sent(backend, file, "--name", "river", "--quiet", "--resume", "b")
+
+    assert 0 == resumed.code, resumed.err
+    assert [run_id(4), third, second, run_id(5), again, first] == resumed.out.splitlines()
+    assert '{"x": 0}' == backend.asked[run_id(4)]
+    assert '{"x": 1.5}' == backend.asked[run_id(5)]
+    assert "Created 2 flow runs; 4 existed already.\n" in resumed.err
+
+
+@pytest.mark.parametrize("option", ["", "--quiet", "--json"])
+async def test_a_key_that_was_used_for_something_different_is_told(option: str, backend: Backend, file: Path) -> None:
+    """A line whose own key had created a run with other input is listed with that run, whatever else is printed."""
+    backend.runs["k"] = run_id(77)
+    backend.asked[run_id(77)] = '{"x": 1}'
+    write(file, {}, {"idempotency_key": "k", "parameters": {"x": 2}})
+
+    shown = await sent(backend, file, "--name", "river", *filter(None, [option]))
+
+    assert 0 == shown.code
+    assert [
+        "Created 1 flow runs; 1 existed already.",
+        "Left as they are, although their lines ask something different now: 1:",
+        f"  line 2: flow run {run_id(77)} differs in parameters",
+    ] == (shown.err if option else shown.out).splitlines()[-3:]
+
+
+async def test_a_key_that_was_used_for_something_different_may_be_refused(backend: Backend, file: Path) -> None:
+    """With --refuse-different such a line is refused, and decides the exit code."""
+    backend.runs["k"] = run_id(77)
+    backend.asked[run_id(77)] = '{"x": 1}'
+    write(file, {}, {"idempotency_key": "k", "parameters": {"x": 2}})
+
+    shown = await sent(backend, file, "--name", "river", "--refuse-different")
+
+    assert 1 == shown.code
+    assert f"  line 2: KEY_REUSED: The key had created flow run {run_id(77)}" == shown.out.splitlines()[-1]
 
 
 async def test_nothing_is_sent_if_a_line_is_bad(backend: Backend, file: Path) -> None:
@@ -199,6 +256,8 @@ async def test_json_prints_an_outcome_per_line(backend: Backend, file: Path) -> 
 
     first, second, third = map(json.loads, shown.out.splitlines())
     assert ("created", 1, run_id(1)) == (first["event"], first["line"], first["flow_run"]["flow_run_id"])
+    # A batch is not told how its runs are treated, so nothing is said of it.
+    assert not {"policy", "labels", "parameters", "trace_context"} & first["flow_run"].keys()
     assert ("refused", 2, "INVALID_REQUEST") == (second["event"], second["line"], second["refusal"]["reason"])
     assert ("existed", 3, run_id(77)) == (third["event"], third["line"], third["flow_run"]["flow_run_id"])
 
@@ -213,6 +272,27 @@ async def test_a_batch_may_come_from_the_input(backend: Backend) -> None:
     command = Batch("-", "b", None, {}, quiet=True, as_json=False).resume_command
     assert "penstock run --batch - --resume b --quiet (with the same input)" == command
     assert b"" == out
+
+
+async def test_a_batch_cannot_come_from_an_input_that_is_closed(river: ScriptedServices) -> None:
+    """Where there is no standard input, a batch from it is refused in words."""
+    shown = await penstock("run", "--batch", "-", closed=0, PENSTOCK_ADDRESS=river.address)
+
+    assert (2, "") == (shown.code, shown.out)
+    assert "penstock: Standard input is closed, and --batch - reads it.\n" == shown.err
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+async def test_a_batch_needs_no_output(descriptor: int, backend: Backend, file: Path) -> None:
+    """A command whose output or errors are closed does what it was asked."""
+    write(file, {})
+
+    shown = await penstock(
+        *("run", "--batch", str(file), "--name", "river"), closed=descriptor, PENSTOCK_ADDRESS=backend.services.address
+    )
+
+    assert 0 == shown.code, shown.err
+    assert 1 == len(backend.runs)
 
 
 async def test_what_a_server_cannot_take_is_sent_again(backend: Backend, file: Path) -> None:
@@ -236,9 +316,9 @@ async def test_what_a_server_cannot_take_is_sent_again(backend: Backend, file: P
     shown = await sent(backend, file, "--name", "river", "--quiet", "--resume", "b")
 
     assert 0 == shown.code, shown.err
-    assert [["batch:b:1", "batch:b:2", "batch:b:3"], ["batch:b:2", "batch:b:3"]] == [
-        [each.idempotency_key for each in call] for call in backend.calls
-    ]
+    first, second = ([each.idempotency_key for each in call] for call in backend.calls)
+    assert 3 == len(set(first))
+    assert first[1:] == second
     assert [run_id(0), run_id(1), run_id(2)] == shown.out.splitlines()
 
 

@@ -10,6 +10,7 @@ from penstock.cli.batch_lines import BadLine, Line, read_lines, size_of
 from penstock.cli.creating import Target
 from penstock.cli.failures import CommandFailed
 from penstock.client import KeyReuse, LogLevel, NewFlowRun, RunConfig
+from penstock.domain.limits import IDEMPOTENCY_KEY_CHARACTERS_MAX
 
 RIVER = Target(name="river")
 
@@ -69,13 +70,63 @@ def test_a_line_says_all_that_a_command_line_may() -> None:
     assert Line(1, wish, Target(name="lake", project="water")) == line
 
 
-def test_a_line_without_a_key_gets_one_of_its_own() -> None:
-    """The key is made of the batch and the number of the line in the file, blank lines counted."""
-    lines = read("", {}, "  ", {"idempotency_key": "own"}, {"idempotency_key": None}, b"\n")
+def keys(*lines: str | bytes | dict[str, Any]) -> list[str | None]:
+    """The idempotency keys of lines like these."""
+    return [line.wish["idempotency_key"] for line in read(*lines)]
 
-    assert [(2, "batch:b:2"), (4, "own"), (5, "batch:b:5")] == [
-        (line.number, line.wish["idempotency_key"]) for line in lines
-    ]
+
+def test_a_line_without_a_key_gets_one_of_its_own() -> None:
+    """The key is the line's own, or one of the batch; blank lines have none, and count in the file."""
+    lines = read("", {}, "  ", {"idempotency_key": "own"}, {"retries": 1}, b"\n")
+
+    first, own, last = (line.wish["idempotency_key"] or "" for line in lines)
+    assert [2, 4, 5] == [line.number for line in lines]
+    assert "own" == own
+    assert first.startswith("batch:b:")
+    assert last.startswith("batch:b:")
+    assert first != last
+
+
+def test_the_key_of_a_line_goes_with_what_it_says() -> None:
+    """A line keeps its key wherever it stands and however it is written, and has another when it says another thing."""
+    first, second = keys({"parameters": {"a": 1, "b": 2}}, {"parameters": {"a": 1, "b": 3}})
+
+    moved = keys(
+        {"parameters": {}},
+        '{"parameters": {"a": 1, "b": 3}}',
+        "",
+        '{ "labels": null,  "parameters":{"b":2,"a":1}}',
+    )
+
+    assert first != second
+    assert [second, first] == moved[1:]
+    assert moved[0] not in (first, second)
+
+
+def test_lines_that_say_the_same_are_told_apart_by_their_order() -> None:
+    """Each of several equal lines has a key of its own, and what stands between them makes no difference."""
+    first, second, third = keys({}, {"labels": None}, {})
+
+    assert 3 == len({first, second, third})
+    assert [first, second] == [key for key in keys({"name": "x"}, {}, {"name": "y"}, {}) if key in (first, second)]
+
+
+def test_the_key_of_a_line_fits() -> None:
+    """The longest id of a batch leaves room for what tells its lines apart."""
+    (line,) = read_lines([b"{}"], RIVER, f"batch:{'x' * 200}:", {})
+
+    assert IDEMPOTENCY_KEY_CHARACTERS_MAX - 10 >= len(line.wish["idempotency_key"] or "")
+
+
+@pytest.mark.parametrize("depth", [50, 900, 5_000])
+def test_a_line_that_is_nested_deeply(depth: int) -> None:
+    """A line is read whole or refused by its number, however deep it is nested."""
+    text = f'{{"parameters": {{"a": {"[" * depth}1{"]" * depth}}}}}'
+
+    if depth == 5_000:
+        assert refusal(text)[1].startswith("  line 1: is not JSON: ")
+    else:
+        assert 1 == len(read(text))
 
 
 def test_what_all_wish_is_wished_by_each() -> None:

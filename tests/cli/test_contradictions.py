@@ -76,6 +76,17 @@ def test_two_options_that_exclude_each_other(ones: list[str], others: list[str],
     assert "\n" not in sentence
 
 
+def test_why_a_local_run_and_a_backend_exclude_each_other() -> None:
+    """A local run is promised this machine, not this process: it has a process of its own."""
+    registered, watched = refusal("--id", "x", "--path", "y.py"), refusal("--path", "x.py", "--watch")
+
+    assert registered.endswith("one names a registered flow, the other runs a flow on this machine.")
+    assert watched.endswith(
+        "a flow that is run on this machine, here and now, needs no backend, and gets nothing from one."
+    )
+    assert "--path FILE or --module MODULE for one on this machine" in refusal()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -4,21 +4,22 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flowrun.v1 import flow_pb2, queue_service_pb2
+from flowrun.v1 import flow_pb2, flow_run_pb2, queue_service_pb2
 from flowrun.v1 import flow_run_service_pb2 as verbs
 from flowrun.v1 import flow_service_pb2 as flow_verbs
 from penstock.agent.run_directory import is_locked
 from penstock.domain.errors import CredentialInvalid, Unavailable
-from tests.agent.waiting import is_gone, number_in
+from tests.agent.waiting import is_alive, is_gone, number_in
 from tests.cli.command import Finished, line_with, penstock, running
 from tests.cli.conftest import free_port_base
-from tests.cli.terminal import CTRL_C, at_a_terminal
+from tests.cli.terminal import CTRL_C, CTRL_Z, Terminal, at_a_terminal, program_at_a_terminal
 from tests.client.scripted import RUN_ID, ScriptedServices, a_flow_run, a_step
 
 HELD_LEASE = 6.0
@@ -81,6 +82,10 @@ class Here:
         """The command at a terminal, while it executes a run."""
         return at_a_terminal("run", "--name", name, "--execute", *args, **self.variables)
 
+    def in_a_shell(self) -> Any:
+        """An interactive shell at a terminal, where `penstock` is the command."""
+        return program_at_a_terminal("sh", "-i", PS1="$ ", ENV="", **self.variables)
+
     async def newest(self) -> dict[str, Any]:
         """The run that was created last."""
         shown = await self.penstock("get", "flow-runs", "--limit", "1", "--json")
@@ -101,6 +106,29 @@ class Here:
     def supervisor(self) -> int:
         (file,) = self.directory.glob("data/runs/*/supervisor.pid")
         return int(file.read_text())
+
+    def command(self) -> int:
+        """The process that executes the only run."""
+        return int(status_of(self.supervisor())[1])
+
+
+def status_of(pid: int) -> list[str]:
+    """What the kernel knows of a process: its state, its parent and more."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+async def debug_in(shell: Terminal, project: list[str]) -> None:
+    """Execute a run from a shell, up to the debugger."""
+    shell.type(f"{sys.executable} -m penstock.cli run --name examined --execute {' '.join(project)}\n")
+    await shell.until("(Pdb) ")
+
+
+async def shell_answers(shell: Terminal, *, times: int = 5) -> None:
+    """See that every line that is typed is the shell's."""
+    for number in range(times):
+        before = shell.shown.count("-the-shell-")
+        shell.type(f"echo by-'the'-shell-{number}\n")
+        await shell.until("-the-shell-", before + 1)
 
 
 @pytest.fixture(scope="module")
@@ -267,26 +295,122 @@ async def test_a_killed_supervisor_fails_its_run(here: Here, project: list[str])
     assert ("FAILED", "FINISHED") == (await here.states())[-1]
 
 
-@pytest.mark.parametrize("attached", [False, True])
-async def test_a_killed_command_leaves_the_run_to_its_supervisor(
-    here: Here, project: list[str], attached: bool
-) -> None:
-    """It goes on to its end, and that is reported, even when the terminal is gone with the command."""
+async def test_a_killed_command_leaves_the_run_to_its_supervisor(here: Here, project: list[str]) -> None:
+    """It goes on to its end, and that is reported."""
     end = here.directory / "end"
     given = ("--param", f"witness={here.witness}", "--param", f"until={end}")
-    if attached:
-        async with here.at_a_terminal("patient", *project, *given):
-            await number_in(here.witness)
-    else:
-        async with here.executing("patient", *project, *given) as process:
-            await number_in(here.witness)
-            process.kill()
-            await process.communicate()
+    async with here.executing("patient", *project, *given) as process:
+        await number_in(here.witness)
+        process.kill()
+        await process.communicate()
 
     end.touch()
     await here.penstock("logs", (await here.newest())["flow_run_id"], "--follow")
 
     assert ("SUCCEEDED", "FINISHED") == (await here.states())[-1]
+
+
+async def test_the_end_of_the_terminal_cancels_the_run(here: Here, project: list[str]) -> None:
+    """As Ctrl-C does, though nothing can be shown any more."""
+    async with here.at_a_terminal("patient", *project, "--param", f"witness={here.witness}"):
+        pid = await number_in(here.witness)
+        command = here.command()
+
+    assert await is_gone(command)
+    assert not is_alive(pid)
+    assert [("CANCELLING", "CANCEL_ASKED"), ("CANCELLED", "FINISHED")] == (await here.states())[-2:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
+async def test_the_debugger_of_a_command_that_has_gone_fails_the_run(
+    here: Here, project: list[str], number: signal.Signals
+) -> None:
+    """What is typed from then on is the shell's, and the run says why it failed."""
+    async with here.in_a_shell() as shell:
+        await debug_in(shell, project)
+        os.kill(here.command(), number)
+        await shell_answers(shell)
+    run = await here.newest()
+    await here.penstock("logs", run["flow_run_id"], "--follow")
+
+    run = await here.newest()
+    assert "FAILED" == run["state"]
+    assert "Nobody can be asked any more" in run["failure"]["message"]
+
+
+async def test_a_suspended_command_leaves_the_keys_to_the_shell(here: Here, project: list[str]) -> None:
+    """In the background as well; in the foreground the debugger has them again."""
+    async with here.in_a_shell() as shell:
+        await debug_in(shell, project)
+        shell.type(CTRL_Z)
+        await shell.until("Stopped")
+        await shell_answers(shell)
+        shell.type("bg\n")
+        await shell_answers(shell)
+        assert "T" != status_of(here.command())[0]  # it goes on there, until it has the terminal again
+        shell.type("fg\n")
+        shell.type("depth + ' ahead'\n")
+        await shell.until("'deep water ahead'")
+        shell.type("c\n")
+        await shell.until("What is it? ")
+        shell.type("a river\n")
+        await shell.until('Result: "a river"')
+
+    assert "SUCCEEDED" == (await here.newest())["state"]
+
+
+async def test_what_nobody_reads_is_not_shown(here: Here, project: list[str]) -> None:
+    """A run that is executed here does not depend on who looks on."""
+    end = here.directory / "end"
+    given = ("--param", f"witness={here.witness}", "--param", f"until={end}")
+    async with here.executing("patient", *project, *given) as process:
+        await number_in(here.witness)
+        process._transport.get_pipe_transport(1).close()
+        end.touch()
+        assert 0 == await process.wait()
+
+    assert "SUCCEEDED" == (await here.newest())["state"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_right_after_the_creation_cancels_the_run(
+    here: Here, project: list[str], number: signal.Signals
+) -> None:
+    """From the moment at which the run is known, it is not left behind."""
+    async with here.executing("quick", *project, "--in", "1h") as process:
+        await line_with("Created flow run", process)
+        process.send_signal(number)
+        await process.communicate()
+
+    assert 3 == process.returncode
+    assert "CANCELLED" == (await here.newest())["state"]
+
+
+async def test_the_same_key_takes_up_a_run_whose_command_was_killed(here: Here, project: list[str]) -> None:
+    """Nobody else would execute it: it waits for the command, which may simply be repeated."""
+    again = (*project, "--idempotency-key", here.directory.name, "--in", "2s")
+    async with here.executing("quick", *again) as process:
+        await line_with("SCHEDULED", process)
+        process.kill()
+        await process.communicate()
+    killed = await here.newest()
+
+    shown = await here.execute("quick", *again)
+
+    run = await here.newest()
+    assert 0 == shown.code, shown.err
+    assert "This idempotency key had already created" in shown.out
+    assert ("SCHEDULED", "SUCCEEDED") == (killed["state"], run["state"])
+    assert killed["flow_run_id"] == run["flow_run_id"]
+
+
+async def test_what_concerns_an_agent_alone_may_be_wrong(here: Here, project: list[str]) -> None:
+    """How many runs it takes, and which, is nothing to a command that executes one run of its own."""
+    here.variables |= {"PENSTOCK_SLOTS": "none", "PENSTOCK_LABELS": "x" * 1_000}
+
+    shown = await here.execute("quick", *project)
+
+    assert (0, "") == (shown.code, shown.err)
 
 
 @pytest.fixture
@@ -330,6 +454,103 @@ async def test_the_run_is_created_for_this_process_alone(river: ScriptedServices
     assert 1 == shown.code
     assert "Set PENSTOCK_TOKEN to the token that the server was started with." in shown.err
     assert f"no agent takes it. Cancel it with: penstock cancel {RUN_ID}" in shown.err
+
+
+@pytest.mark.parametrize("wrong", ["PENSTOCK_DATA_DIR", "PENSTOCK_STOP_GRACE"])
+async def test_what_keeps_it_from_being_executed_keeps_it_from_being_created(
+    river: ScriptedServices, tmp_path: Path, wrong: str
+) -> None:
+    """A run that could not be executed here would wait for ever."""
+    file = tmp_path / "file"
+    file.touch()
+    told = {"PENSTOCK_ADDRESS": river.address, "PENSTOCK_DATA_DIR": str(tmp_path / "data"), wrong: str(file)}
+
+    shown = await penstock("run", "--name", "river", "--execute", **told)
+
+    assert 2 == shown.code
+    assert f"{wrong} must be" in shown.err
+    assert not river.requests
+
+
+class Held:
+    """Holds back the answer of one rpc."""
+
+    def __init__(self, services: ScriptedServices, rpc: str) -> None:
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+        self._script = services.scripts[rpc]
+        services.scripts[rpc] = self._held
+
+    async def _held(self, request: object, context: object) -> Any:
+        self.asked.set()
+        await self.answer.wait()
+        return self._script(request, context)
+
+
+def creations(services: ScriptedServices) -> int:
+    return len([each for each in services.requests if isinstance(each, verbs.CreateFlowRunRequest)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_before_the_creation_creates_nothing(
+    river: ScriptedServices, tmp_path: Path, number: signal.Signals
+) -> None:
+    """There is nothing to wait for either."""
+    held = Held(river, "LookUpFlow")
+    told = {"PENSTOCK_ADDRESS": river.address, "PENSTOCK_DATA_DIR": str(tmp_path)}
+    async with running("run", "--name", "river", "--execute", **told) as process:
+        await held.asked.wait()
+        process.send_signal(number)
+        _, err = await process.communicate()
+
+    assert 130 == process.returncode
+    assert b"penstock: Interrupted, before a run was created.\n" == err
+    assert 0 == creations(river)
+
+
+async def test_a_signal_while_the_run_is_created_cancels_it(river: ScriptedServices, tmp_path: Path) -> None:
+    """As soon as it is known; it is not even asked for to be executed."""
+    cancelled = asyncio.Event()
+
+    def cancel(*_: object) -> verbs.CancelFlowRunResponse:
+        cancelled.set()
+        return verbs.CancelFlowRunResponse(flow_run=final)
+
+    async def watch(_: object, context: Any) -> None:
+        await cancelled.wait()
+        await context.write(a_step(2, flow_run_pb2.FLOW_RUN_STATE_CANCELLED))
+        await context.write(verbs.WatchFlowRunResponse(end=verbs.WatchEnd(flow_run=final)))
+
+    final = a_flow_run(state=flow_run_pb2.FLOW_RUN_STATE_CANCELLED)
+    river.scripts |= {"CancelFlowRun": cancel, "WatchFlowRun": watch, "TailLogs": lambda *_: None}
+    held = Held(river, "CreateFlowRun")
+    told = {"PENSTOCK_ADDRESS": river.address, "PENSTOCK_DATA_DIR": str(tmp_path)}
+    async with running("run", "--name", "river", "--execute", "--no-logs", **told) as process:
+        await held.asked.wait()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert b"Waiting to be told of the run, to cancel it." in await process.stderr.readline()
+        held.answer.set()
+        await process.communicate()
+
+    assert 3 == process.returncode
+    assert not [each for each in river.requests if isinstance(each, queue_service_pb2.LeaseFlowRunsRequest)]
+
+
+async def test_a_second_signal_does_not_wait_for_the_creation(river: ScriptedServices, tmp_path: Path) -> None:
+    """Then it is not known whether there is a run."""
+    held = Held(river, "CreateFlowRun")
+    told = {"PENSTOCK_ADDRESS": river.address, "PENSTOCK_DATA_DIR": str(tmp_path)}
+    async with running("run", "--name", "river", "--execute", **told) as process:
+        await held.asked.wait()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        await process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+
+    assert 130 == process.returncode
+    assert "The run may have been created all the same." in err.decode()
 
 
 async def test_a_cancel_that_reaches_nobody_is_said(river: ScriptedServices, tmp_path: Path) -> None:

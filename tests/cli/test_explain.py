@@ -73,3 +73,18 @@ async def test_programs_get_kinds_and_details(services: ScriptedServices) -> Non
     assert ("NOT_DUE", "2026-03-02T10:00:00Z") == (due["kind"], due["due_time"])
     assert ("NO_AGENT", ["gpu"], "north") == (agent["kind"], agent["missing"], agent["nearest"]["name"])
     assert agent["message"].startswith("No connected agent")
+
+
+async def test_why_a_run_waits_again_is_said_too(services: ScriptedServices) -> None:
+    """Not due yet is half the answer for a run that could not be started: the other half is why."""
+    step = flow_run_pb2.Transition(
+        version=3,
+        state=flow_run_pb2.FLOW_RUN_STATE_SCHEDULED,
+        cause=flow_run_pb2.TRANSITION_CAUSE_RELEASED,
+        message="There is no such directory.",
+    )
+    services.scripts["ListTransitions"] = lambda *_: run_verbs.ListTransitionsResponse(transitions=[step])
+
+    shown = await explained(services, a_flow_run(version=3), *some_obstacles()[:1])
+
+    assert "It was given back: There is no such directory." == shown.out.splitlines()[-1]

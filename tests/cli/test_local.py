@@ -1,12 +1,13 @@
 """`penstock run --path` and `--module`: real processes, and no server anywhere."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import line_with, penstock, running
+from tests.cli.command import environment, line_with, penstock, running
 from tests.cli.terminal import CTRL_C, at_a_terminal
 
 # No server, nor an address that could be one: whoever asks for either fails.
@@ -266,6 +267,29 @@ async def test_a_signal_ends_the_flow_with_its_clean_up(number: signal.Signals, 
 
     assert code == process.returncode
     assert (b"out\n", b"") == (out, err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_while_an_attempt_starts(number: signal.Signals, tmp_path: Path) -> None:
+    """Who interrupts the command before the flow was even found is shown no traceback of what was being imported."""
+    # Python imports this before anything else of the attempt, and here it takes as long as the test wishes.
+    written(
+        tmp_path,
+        "import sys, time\n"
+        "if 'penstock.cli.attempt' in sys.orig_argv:\n"
+        "    print('importing', flush=True)\n"
+        "    time.sleep(1)\n",
+        "sitecustomize.py",
+    )
+    paths = f"{tmp_path}{os.pathsep}{environment()['PYTHONPATH']}"
+    async with running("run", "--path", written(tmp_path, SLOW), PYTHONPATH=paths, **NOWHERE) as process:
+        await line_with("importing", process)
+
+        process.send_signal(number)
+        out, err = await process.communicate()
+
+    assert 128 + number == process.returncode
+    assert (b"", b"") == (out, err)
 
 
 async def test_ctrl_c_between_attempts_ends_the_command(tmp_path: Path) -> None:

@@ -36,6 +36,19 @@ async def test_lines_are_shown(options: list[str], written: ScriptedServices) ->
     assert ["INFO     first", r"INFO     \x1b[2Jsecond"] == [line[21:] for line in shown.out.splitlines()]
 
 
+async def test_what_was_logged_in_several_lines_is_shown_so(services: ScriptedServices) -> None:
+    """A traceback reads as a traceback, under the time and the level of its record."""
+    lines = some_lines("It failed.\n  File x\nValueError").lines.lines
+    services.scripts["GetFlowRun"] = lambda *_: verbs.GetFlowRunResponse(flow_run=a_flow_run())
+    services.scripts["ListLogs"] = lambda *_: log_verbs.ListLogsResponse(lines=lines)
+
+    shown = await penstock("logs", RUN_ID, PENSTOCK_ADDRESS=services.address)
+
+    first, *others = shown.out.splitlines()
+    assert "INFO     It failed." == first[21:]
+    assert [" " * 30 + "  File x", " " * 30 + "ValueError"] == others
+
+
 @pytest.mark.parametrize("options", [[], ["--follow"]], ids=["read", "followed"])
 async def test_lines_are_documents(options: list[str], written: ScriptedServices) -> None:
     """A program gets each line as one document, with its text as it was."""

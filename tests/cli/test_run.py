@@ -169,6 +169,19 @@ async def test_a_repeat_is_said_to_be_one(river: ScriptedServices) -> None:
     assert "  differs in parameters\n" in shown.out
 
 
+async def test_a_repeat_that_differs_is_said_to_scripts_too(river: ScriptedServices) -> None:
+    """Where only the id is printed, in what the first run differs goes to standard error."""
+    answer = verbs.CreateFlowRunResponse(flow_run=a_flow_run(), created=False, differing_fields=["parameters"])
+    river.scripts["CreateFlowRun"] = lambda *_: answer
+
+    shown = await penstock(
+        *("run", "--name", "river", "--idempotency-key", "k", "--quiet"), PENSTOCK_ADDRESS=river.address
+    )
+
+    assert (0, f"{RUN_ID}\n") == (shown.code, shown.out)
+    assert "penstock: This flow run was created before, and differs in: parameters\n" == shown.err
+
+
 @pytest.mark.parametrize(
     "options",
     [

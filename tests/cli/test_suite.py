@@ -69,6 +69,7 @@ async def test_a_place_tells_clients_where_it_is() -> None:
         "PENSTOCK_FLOW_RUN_ADDRESS": "127.0.0.1:1",
         "PENSTOCK_QUEUE_ADDRESS": "127.0.0.1:2",
         "PENSTOCK_LOG_ADDRESS": "127.0.0.1:3",
+        "PENSTOCK_KEEPER_ADDRESS": "127.0.0.1:4",
     } == place.client_environ()
 
 

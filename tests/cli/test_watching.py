@@ -89,6 +89,15 @@ async def test_a_watched_run_decides_the_exit_code(state: int, code: int, words:
     assert (state == FAILED) == shown.out.count("no such river")
 
 
+async def test_a_cancelled_run_is_not_given_the_reason_of_an_earlier_failure(river: ScriptedServices) -> None:
+    """A run that failed, was to be tried again and was then cancelled, did not end for why it failed."""
+    ends(river, CANCELLED, failure=flow_run_pb2.Failure(type="ValueError", message="no such river"))
+
+    shown = await penstock("run", "--name", "river", "--watch", PENSTOCK_ADDRESS=river.address)
+
+    assert (3, "Flow run quiet-otter cancelled.") == (shown.code, shown.out.splitlines()[-1])
+
+
 async def test_a_watch_may_leave_the_log_out(river: ScriptedServices) -> None:
     """With --no-logs only states are shown, and the log is not even asked for."""
     ends(river, SUCCEEDED)
@@ -256,6 +265,19 @@ class Asked:
 def asked(river: ScriptedServices) -> Asked:
     """A run that is only ended by cancelling it."""
     return Asked(river)
+
+
+async def test_ctrl_c_with_a_closed_input_lets_go(asked: Asked) -> None:
+    """Where there is no standard input nobody can be asked, and the command lets go of the run."""
+    async with running(*WATCH, closed=0, PENSTOCK_ADDRESS=asked.services.address) as process:
+        await line_with("RUNNING", process)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            _, err = await process.communicate()
+
+    assert 130 == process.returncode
+    assert [] == asked.reasons
+    assert err.decode().startswith("\nNot watching any more. The run goes on.")
 
 
 WATCH = ("run", "--name", "river", "--watch")

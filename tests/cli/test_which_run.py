@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from flowrun.v1 import flow_run_service_pb2 as verbs
 from tests.cli.command import penstock
 from tests.client.scripted import RUN_ID, ScriptedServices, a_flow_run
@@ -21,6 +23,16 @@ def answering(services: ScriptedServices, *ids: str) -> ScriptedServices:
         flow_run=a_flow_run(flow_run_id=request.flow_run_id)
     )
     return services
+
+
+@pytest.mark.parametrize("run", ["", "  "])
+@pytest.mark.parametrize("command", [["cancel"], ["restart"], ["delete", "flow-run"], ["explain"], ["logs"]])
+async def test_an_empty_word_means_no_run(command: list[str], run: str, services: ScriptedServices) -> None:
+    """A variable of a script that was never set must not stand for whichever run there is."""
+    refused = await penstock(*command, run, PENSTOCK_ADDRESS=answering(services, RUN_ID).address)
+
+    assert (2, "penstock: RUN is empty: give the id of a flow run, or its name.\n") == (refused.code, refused.err)
+    assert [] == list(services.requests)
 
 
 async def test_an_id_is_asked_for_in_either_case(services: ScriptedServices) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from opentelemetry.trace import SpanKind
 
 from flowrun.v1 import flow_run_service_pb2 as verbs
 from flowrun.v1 import log_service_pb2 as log_verbs
-from penstock.client import AsyncClient, Client, FlowRunState, NotFound, Unauthenticated
-from penstock.domain.errors import FlowRunNotFound, Unavailable
+from penstock.client import AsyncClient, Client, CutOff, FlowRunState, NotFound, Unauthenticated, flow_runs
+from penstock.client.calls import Ending
+from penstock.domain.errors import FlowRunNotFound, Overloaded, Unavailable
 from penstock.runtime import telemetry
 from penstock.runtime.settings import ClientSettings
 from tests.client.conftest import Speak
@@ -241,9 +243,68 @@ async def test_a_reader_may_leave(form: str, services: ScriptedServices) -> None
             await asyncio.wait_for(left.wait(), 10)
 
 
+async def test_a_reader_is_told_that_its_client_was_closed(services: ScriptedServices) -> None:
+    """Another thread that closes it ends the streams too: by an error of ours, and not by one of the transport."""
+
+    async def watch(request: object, context: Any) -> None:
+        await context.write(a_step(1))
+        await asyncio.Event().wait()
+
+    services.scripts["WatchFlowRun"] = watch
+
+    client = Client(services.address)
+    steps: Any = client.watch_flow_run(RUN_ID)
+    assert FlowRunState.RUNNING is (await asyncio.to_thread(next, steps)).state
+    client.close()
+
+    with pytest.raises(CutOff, match="The client was closed while it followed a stream"):
+        await asyncio.wait_for(asyncio.to_thread(next, steps), 10)
+
+
+@pytest.mark.parametrize("moment", ["before", "waiting", "pausing"])
+async def test_a_stream_may_be_ended_by_another_thread(moment: str, services: ScriptedServices) -> None:
+    """Wherever its reader is, it finds the end, and the server is left alone."""
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def watch(request: object, context: Any) -> None:
+        asked.set()
+        if moment == "pausing":
+            raise Overloaded(timedelta(hours=1))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    services.scripts["WatchFlowRun"] = watch
+    loop, pausing = asyncio.get_running_loop(), asyncio.Event()
+
+    class Noted(Ending):
+        def pause(self, seconds: float) -> None:
+            loop.call_soon_threadsafe(pausing.set)
+            super().pause(seconds)
+
+    ending = Noted()
+
+    with Client(services.address, patience=timedelta(hours=2)) as client:
+        steps = client.follow(flow_runs.watch_flow_run(RUN_ID), ending)
+        if moment == "before":
+            ending.end()
+        reading = asyncio.create_task(asyncio.to_thread(list, steps))
+        if moment != "before":
+            await asyncio.wait_for((pausing if moment == "pausing" else asked).wait(), 10)
+            ending.end()
+
+        assert [] == await asyncio.wait_for(reading, 10)
+
+    if moment == "waiting":
+        await asyncio.wait_for(left.wait(), 10)
+    assert (0 if moment == "before" else 1) == len(services.requests)
+
+
 def _verbs(form: type) -> dict[str, list[str]]:
+    # A task is cancelled; only a thread needs to be told by an argument that it shall end.
     return {
-        name: list(inspect.signature(value).parameters)
+        name: [each for each in inspect.signature(value).parameters if each != "ending"]
         for name, value in vars(form).items()
         if inspect.isfunction(value) and not name.startswith("_")
     }

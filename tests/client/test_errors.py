@@ -1,13 +1,17 @@
 """What calls fail with."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import grpc
 import pytest
 
+from flowrun.v1.flow_service_pb2 import RegisterFlowRequest
 from penstock.client import AsyncClient, Client, errors
 from penstock.domain.errors import (
+    ChildrenLive,
     CredentialInvalid,
     FlowArchived,
     FlowNameAmbiguous,
@@ -50,6 +54,7 @@ from tests.support.running import running
         (FlowRunLive(RUN_ID, "RUNNING"), errors.FlowRunLive),
         (VersionStale(RUN_ID, 4, 6), errors.VersionStale),
         (Overloaded(timedelta(seconds=2)), errors.Overloaded),
+        (ChildrenLive(RUN_ID), errors.ChildrenLive),
         (Unavailable("the database is away"), errors.Unavailable),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Refusal) else "",
@@ -117,6 +122,60 @@ async def test_a_server_that_is_not_there_is_named(form: str, unused_tcp_port: i
     closing = client.close()
     if closing is not None:
         await closing
+
+
+async def test_a_server_that_went_away_may_have_done_it(services: ScriptedServices) -> None:
+    """A call whose answer is lost is not told as one that reached nobody, and a registration is not repeated."""
+    relay = Relay(services.address)
+    services.scripts["RegisterFlow"] = lambda *_: relay.cut()
+
+    async with relay.at_work() as address, AsyncClient(address) as client:
+        with pytest.raises(errors.Unavailable) as raised:
+            await client.register_flow(Nothing(), project="p")
+
+    expected = f"The Penstock server at {address} went away before it answered; what was asked may have been done."
+    assert expected == str(raised.value)
+    assert 1 == len(services.requests)
+
+
+class Nothing:
+    """What is registered where it does not matter."""
+
+    def to_request(self, project: str) -> RegisterFlowRequest:
+        return RegisterFlowRequest(project_name=project)
+
+
+class Relay:
+    """Stands between a client and its server, until it breaks all connections."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @contextlib.asynccontextmanager
+    async def at_work(self) -> AsyncIterator[str]:
+        """Its own address."""
+        listening = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        async with listening:
+            yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            self.cut()
+
+    def cut(self) -> None:
+        """Break what is connected, answers under way included."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._server.split(":")
+        onward, to_server = await asyncio.open_connection(host, int(port))
+        self._writers += writer, to_server
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(self._copy(reader, to_server), self._copy(onward, writer))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65_536):
+            target.write(data)
+            await target.drain()
 
 
 @pytest.mark.parametrize("form", ["Client", "AsyncClient"])

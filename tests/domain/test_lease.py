@@ -18,6 +18,7 @@ from penstock.domain.lease import (
     accepted,
     cancelled,
     declined,
+    deserted,
     expired,
     finished,
     first_entry,
@@ -318,6 +319,29 @@ def test_never_restarted_when_lost() -> None:
     run = a_flow_run(State.RUNNING, policy=Policy(max_lost_restarts=0))
 
     assert_ends(expired(an_entry(), run, an_execution(), now=LATER), State.FAILED, Cause.LOST)
+
+
+def test_a_run_for_which_nobody_comes() -> None:
+    """It FAILS without a lease of its own, however many retries it has left, and says why."""
+    run = a_flow_run(retries_left=3, fence=6)
+
+    change = deserted(an_entry(Phase.WAITING), run, now=LATER)
+
+    failure = Failure(type="Deserted", message="No process asked to execute it.")
+    assert (change.run.failure, change.run.state, change.run.fence, change.run.retries_left) == (
+        failure,
+        State.FAILED,
+        7,
+        3,
+    )
+    assert change.run.finish_time == LATER
+    assert change.transition is not None
+    assert (change.transition.cause, change.transition.message, change.transition.agent_id) == (
+        Cause.LOST,
+        failure.message,
+        None,
+    )
+    assert (change.entry, change.execution) == (None, None)
 
 
 def test_a_stopping_run_that_falls_silent() -> None:

@@ -66,6 +66,7 @@ REPEATED = [
     ("SLOTS_MAX", "Hello.slots", "1 to {}"),
     ("RELEASE_DELAY_ASKED_MAX", "Release.delay", "0 to {} day"),
     ("LONG_POLL_MAX", "LeaseFlowRunsRequest.wait", "at most {} s"),
+    ("AGENTLESS_WAIT_MAX", "TransitionCause.TRANSITION_CAUSE_LOST", "within {} minutes"),
     ("LOG_LINES_PER_CALL_MAX", "WriteLogsRequest.lines", "At most {}"),
     ("LOG_LINE_BYTES_MAX", "LogLine.text", "At most {} KiB"),
     ("LOG_LINE_BYTES_MAX", "LogLine.data", "At most {} KiB"),
@@ -76,7 +77,13 @@ REPEATED = [
     ("LOG_GRACE", "LogService.WriteLogs", "until {} hours"),
     ("TAIL_GRACE", "LogService.TailLogs", "or {} s"),
 ]
-SPANS = {"days": timedelta(days=1), "day": timedelta(days=1), "hours": timedelta(hours=1), "s": timedelta(seconds=1)}
+SPANS = {
+    "days": timedelta(days=1),
+    "day": timedelta(days=1),
+    "hours": timedelta(hours=1),
+    "minutes": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+}
 
 
 @pytest.mark.parametrize(("limit", "place", "words"), REPEATED)

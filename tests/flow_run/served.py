@@ -14,9 +14,9 @@ import pytest
 from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceStub, add_FlowRunServiceServicer_to_server
 from flowrun.v1.flow_service_pb2_grpc import FlowServiceStub, add_FlowServiceServicer_to_server
 from penstock.domain.limits import COMMITTER_WAITING_MAX, HELD_LEASE
-from penstock.flow_run import creation, operations
+from penstock.flow_run import operations
 from penstock.flow_run.flow_service import FlowServicer
-from penstock.flow_run.service import FlowRunServicer, Watches, look
+from penstock.flow_run.service import FlowRunServicer, Watches, committing_creations, look
 from penstock.runtime.channel import open_channel
 from penstock.runtime.committer import Committer
 from penstock.runtime.drawing import Drawing
@@ -56,9 +56,7 @@ async def serving(
     """A process's worth of services, which hear hints; they sweep and beat only if told to."""
     tokens = PageTokens(await database.read(installation.signing_key))
     start = partial(operations.start_flow_runs, ttl=HELD_LEASE)
-    creations = Committer(
-        flushing(database, creation.create_flow_runs), name="create", waiting_max=creations_waiting_max
-    )
+    creations = committing_creations(database, waiting_max=creations_waiting_max)
     startings = Committer(flushing(database, start), name="start")
     finishings = Committer(flushing(database, operations.finish_flow_runs), name="finish")
     cancellings = Committer(flushing(database, operations.cancel_flow_runs), name="cancel")

@@ -10,6 +10,7 @@ import pendulum
 import pytest
 from sqlalchemy import update
 
+from penstock.domain import flow as domain_flow
 from penstock.domain.errors import (
     FlowArchived,
     FlowGroupNotFound,
@@ -38,7 +39,7 @@ from penstock.domain.lease import Phase
 from penstock.domain.limits import PRIORITY_MAX, PRIORITY_WORTH, START_DELAY_MAX
 from penstock.domain.parameters import Parameter, ParameterType
 from penstock.domain.state import Cause, State
-from penstock.flow_run.creation import create_flow_runs, get_flow_run_by_key
+from penstock.flow_run.creation import create_flow_runs, create_flow_runs_again, get_flow_run_by_key
 from penstock.queue import operations as queue_operations
 from penstock.storage import keys, schema
 from penstock.storage.database import Database, Transaction
@@ -255,22 +256,91 @@ async def test_a_repeat_claims_nothing(database: Database) -> None:
     assert (await made(database, asked(flow, idempotency_key="k2"))).fresh
 
 
-async def test_repeats_within_one_flush_lead_to_the_first(database: Database) -> None:
-    """Creations that share keys in a chain are all the first one's; every answer holds its run."""
+async def test_repeats_within_one_flush_are_as_if_one_came_after_the_other(database: Database) -> None:
+    """A repeat is answered with the first run and claims nothing, so the key that came with it makes a run of its own,
+    which later repeats find."""
     flow = await register(database)
-    chain = [
+    asking = [
         asked(flow, idempotency_key="k1", request_id="r1"),
         asked(flow, idempotency_key="k2", request_id="r1"),
         asked(flow, idempotency_key="k2", request_id="r3"),
+        asked(flow, idempotency_key="k4", request_id="r3"),
+        asked(flow, idempotency_key="k4"),
+    ]
+    owners = [asking[each].flow_run_id for each in (0, 0, 2, 2, 4)]
+
+    created = [each for each in await attempt(database, *asking) if isinstance(each, Created)]
+
+    assert [(owner, each.flow_run_id == owner) for each, owner in zip(asking, owners, strict=True)] == [
+        (each.flow_run_id, each.fresh) for each in created
+    ]
+    assert owners == [each.flow_run.id for each in created if each.flow_run]
+    before = await everything(database)
+    assert (3, 5) == (len(before["flow_runs"]), len(before["idempotency_keys"]))
+    names = [{"idempotency_key": "k1"}, {"request_id": "r1"}, {"idempotency_key": "k2"}, {"request_id": "r3"}]
+    for name, owner in zip([*names, {"idempotency_key": "k4"}], owners, strict=True):
+        again = await made(database, asked(flow, **name))
+        assert (owner, False) == (again.flow_run_id, again.fresh)
+    assert before == await everything(database)
+
+
+async def test_a_key_that_a_refused_creation_brought_makes_the_run_of_the_next(database: Database) -> None:
+    """In the same flush: who shares a request id with an orphan has lost no lease, and gets a run."""
+    flow = await register(database)
+    nobody = ParentLease(FlowRunId(an_id()), 3)
+    orphan = asked(flow, request_id="r", idempotency_key="orphan", parent=nobody)
+    repeat = asked(flow, request_id="r", idempotency_key="k")
+
+    refused, created = await attempt(database, orphan, repeat)
+
+    assert isinstance(refused, LeaseLost)
+    assert isinstance(created, Created)
+    assert (repeat.flow_run_id, True) == (created.flow_run_id, created.fresh)
+    for key in ({"request_id": "r"}, {"idempotency_key": "k"}):
+        assert repeat.flow_run_id == (await made(database, asked(flow, **key))).flow_run_id
+    assert (await made(database, asked(flow, idempotency_key="orphan"))).fresh
+
+
+async def test_a_run_that_was_made_although_its_flush_failed_is_found(database: Database) -> None:
+    """Tried again after a commit whose answer was lost, a creation is answered with its own run, as it is now."""
+    flow = await register(database)
+    plain, keyed = asked(flow), asked(flow, idempotency_key="k", request_id="r")
+    repeat, missing = asked(flow, request_id="r"), asked(flow)
+    await attempt(database, plain, keyed, repeat)
+    await cancel(database, plain.flow_run_id)
+    before = await everything(database)
+
+    found = await database.run(create_flow_runs_again, TENANT, [keyed, repeat, plain])
+
+    assert [
+        Created(each.flow_run_id, await run_of(database, each.flow_run_id), fresh=fresh)
+        for each, fresh in ((keyed, True), (keyed, False), (plain, True))
+    ] == found
+    assert before == await everything(database)
+    last, first = await database.run(create_flow_runs_again, TENANT, [missing, plain])
+    assert [missing.flow_run_id, plain.flow_run_id] == [
+        each.flow_run_id for each in (last, first) if isinstance(each, Created) and each.fresh
     ]
 
-    outcomes = await attempt(database, *chain)
 
-    created = [each for each in outcomes if isinstance(each, Created)]
-    assert [each.fresh for each in created] == [True, False, False]
-    assert {chain[0].flow_run_id} == {each.flow_run_id for each in created}
-    assert all(each.flow_run is not None for each in created)
-    assert len((await everything(database))["idempotency_keys"]) == 2
+async def test_defaults_are_read_once_in_a_flush(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs are made of a flow, and whether it or its group was named."""
+    flow = await register(database, parameters=(Parameter("a", default_json="1"), Parameter("b")))
+    await change_group(database, flow, default_parameters_json='{"b":2}')
+    creations = [asked(flow), a_creation(target=FlowTarget(flow.id)), asked(flow, parameters={"a": "x"})]
+    parsed: list[str] = []
+
+    def spying(text: str) -> Any:
+        parsed.append(text)
+        return parse_object(text)
+
+    monkeypatch.setattr(domain_flow, "parse_object", spying)
+    outcomes = await attempt(database, *creations)
+
+    assert ['{"b":2}'] == parsed
+    assert ['{"a":1,"b":2}', '{"a":1,"b":2}', '{"a":"x","b":2}'] == [
+        each.flow_run.parameters_json for each in outcomes if isinstance(each, Created) and each.flow_run
+    ]
 
 
 @pytest.mark.parametrize(
@@ -571,6 +641,37 @@ async def test_a_run_deleted_between_two_looks_is_told_as_deleted(
             gate.open()
             answer = await asking
         assert Created(created.flow_run_id, None, fresh=False, delete_time=clock.now()) == answer
+
+
+@on_postgres
+async def test_a_key_that_is_deleted_while_it_is_looked_for_is_claimed_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request id that was taken when it was claimed, and nobody's when it was looked for, is the new run's."""
+    flow = await register(database)
+    first = await made(database, asked(flow, request_id="r"))
+    await cancel(database, first.flow_run_id)
+    gate, looks = Gate(), 0
+    find = keys.find
+
+    def held_up(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            gate.stop_here()
+        return find(*arguments)
+
+    monkeypatch.setattr(keys, "find", held_up)
+    asking = asyncio.create_task(the_only(database, asked(flow, request_id="r")))
+    await gate.reached()
+    assert await delete(database, first.flow_run_id)
+    gate.open()
+    second = await asking
+    third = await made(database, asked(flow, request_id="r"))
+
+    assert isinstance(second, Created)
+    assert (True, False) == (second.fresh, third.fresh)
+    assert first.flow_run_id != second.flow_run_id == third.flow_run_id
 
 
 async def attempt_again(database: Database, creation: Creation) -> Created | Refusal:

@@ -1,25 +1,27 @@
 """What each rpc of FlowRunService does to runs that exist, on both databases."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pendulum
 import pytest
+from sqlalchemy import event
 
 from penstock.domain.errors import (
+    ChildrenLive,
     ExecutionRefused,
     FlowRunLive,
     FlowRunNotFound,
     LeaseLost,
     MoveRefused,
     Refusal,
-    Unavailable,
     VersionStale,
 )
-from penstock.domain.flow import ChildPolicy, PolicyAsked
+from penstock.domain.flow import ChildPolicy, Flow, PolicyAsked
 from penstock.domain.flow_run import (
     Cancelling,
     Failure,
@@ -34,16 +36,19 @@ from penstock.domain.flow_run import (
 )
 from penstock.domain.ids import ExecutionId, FlowRunId, TenantId
 from penstock.domain.lease import EndedBy, Lease, LeaseOutcome, Phase
-from penstock.domain.limits import HELD_LEASE
+from penstock.domain.limits import HELD_LEASE, PAGE_SIZE_MAX
 from penstock.domain.log import ProducerKey, Writing
-from penstock.domain.queries import Page, PositionPage, RunFilter
+from penstock.domain.queries import LogFilter, Page, PositionPage, RunFilter
 from penstock.domain.state import FINAL, Cause, State
 from penstock.flow_run import operations
 from penstock.flow_run.operations import SUPERVISOR, Sight, Started
+from penstock.flow_run.service import Watches, look
+from penstock.keeper.deleted_logs import remove_deleted_logs
 from penstock.keeper.orphans import cancel_orphans
 from penstock.log import operations as log_operations
 from penstock.queue import operations as queue_operations
-from penstock.storage import schema
+from penstock.runtime import follow
+from penstock.storage import flow_runs, logs, schema
 from penstock.storage.database import Database, Transaction
 from penstock.storage.wakeups import Hint
 from tests.log.scenes import a_line
@@ -79,9 +84,10 @@ from tests.queue.scenes import (
     until_someone_waits,
 )
 from tests.storage.gate import Gate
-from tests.support.builders import a_creation, an_id
-from tests.support.fake_clock import FakeClock
+from tests.support.builders import a_creation, a_flow_run, an_id
+from tests.support.fake_clock import NOON, FakeClock
 
+NEVER = timedelta(hours=1)
 FAILED = Failure(type="ValueError", message="no such day", traceback="Traceback", exit_code=1)
 on_postgres = pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
 
@@ -732,6 +738,53 @@ async def test_a_restarted_child_follows_its_parent_while_that_may_go_on(
     assert (parent.id if kept else None) == entry.parent_id
 
 
+async def test_a_restarted_parent_takes_its_children_along_again(database: Database) -> None:
+    """Those that were restarted after it was cancelled, and should go with it; the others go on, or stay ended."""
+    flow = await register(database)
+    parent, work, (child, loose, over) = await a_cancelled_family(database, flow)
+    live = [await restart(database, each) for each in (child, loose)]
+    await finish(database, work.lease, work.execution_id, STOPPED)
+    again = await restart(database, await run_of(database, parent.id))
+    assert not any([(await run_of(database, each.id)).final for each in live])
+
+    await cancel(database, again.id)
+
+    assert 1 == await cancel_orphans(database, TENANT)
+    assert State.CANCELLED is (await run_of(database, child.id)).state
+    assert not (await run_of(database, loose.id)).final
+    assert over == await run_of(database, over.id)
+
+
+async def test_a_repeated_restart_leaves_children_alone_that_were_restarted_since(database: Database) -> None:
+    """A child that was restarted after its parent was cancelled again is not cancelled for the parent's first restart,
+    come late."""
+    flow = await register(database)
+    parent, work, (child, _, _) = await a_cancelled_family(database, flow)
+    await finish(database, work.lease, work.execution_id, STOPPED)
+    first = await run_of(database, parent.id)
+    again = await restart(database, first)
+    await cancel(database, again.id)
+    await restart(database, child)
+
+    assert State.CANCELLED is (await restart(database, first)).state
+
+    assert 0 == await cancel_orphans(database, TENANT)
+    assert State.SCHEDULED is (await run_of(database, child.id)).state
+
+
+async def a_cancelled_family(database: Database, flow: Flow) -> tuple[FlowRun, AtWork, list[FlowRun]]:
+    """A run that is CANCELLING, and three children that are CANCELLED, the second of which it leaves alone."""
+    parent = await create(database, flow)
+    work = await at_work(database, parent.id)
+    under = ParentLease(parent.id, work.lease.fence)
+    policies = (PolicyAsked(), PolicyAsked(child_policy=ChildPolicy.ABANDON), PolicyAsked())
+    born = [await create(database, flow, parent=under, policy=policy) for policy in policies]
+    await cancel(database, born[1].id)
+    await cancel(database, parent.id)
+    assert 2 == await cancel_orphans(database, TENANT)
+    return parent, work, [await run_of(database, each.id) for each in born]
+
+
 async def test_a_run_of_an_archived_flow_is_restarted(database: Database) -> None:
     """It runs the version that it ran, also when its lane was cleared away meanwhile."""
     over = await ended(database, State.FAILED, labels=("gpu",))
@@ -765,7 +818,7 @@ async def test_children_follow_before_their_parent_goes_on(database: Database) -
     before = await everything(database)
 
     for attempted in (restart(database, over), delete(database, parent.id)):
-        with pytest.raises(Unavailable) as refused:
+        with pytest.raises(ChildrenLive, match=f"^Children of flow run {parent.id} are still to be ") as refused:
             await attempted
         assert refused.value.retry_after() is not None
     assert before == await everything(database)
@@ -800,6 +853,7 @@ async def test_a_deleted_run_leaves_only_its_key(database: Database, clock: Fake
 
     assert deleted
     assert ({run.id}, {run.id}) == (hint.moved, hint.written)
+    assert 1 == await remove_deleted_logs(database, TENANT)
     now = await everything(database)
     (key,) = set(now["idempotency_keys"]) - set(kept["idempotency_keys"])
     assert (run.id, clock.now()) == (key[4], key[-1])
@@ -834,9 +888,11 @@ async def test_a_live_run_is_not_deleted(database: Database) -> None:
 
 
 async def test_nothing_is_known_of_a_deleted_run(database: Database) -> None:
-    """Whoever still works on it, writes its log, cancels, restarts or reads it is told that it is not there."""
+    """Whoever still works on it, writes or reads its log, cancels, restarts or reads it is told that it is not there,
+    though lines of it are yet to be removed."""
     run = await create(database, await register(database))
     work = await at_work(database, run.id)
+    await write_a_line(database, work)
     over = await finish(database, work.lease, work.execution_id)
     assert isinstance(over, FlowRun)
     await delete(database, run.id)
@@ -849,15 +905,48 @@ async def test_nothing_is_known_of_a_deleted_run(database: Database) -> None:
         await cancel(database, run.id),
         *await database.run(log_operations.write_logs, TENANT, [writing]),
         (await database.read(operations.look_at_flow_runs, TENANT, {run.id: 4}))[run.id],
+        (await database.read(log_operations.tail_pages, TENANT, {run.id: 0}))[run.id],
     ]
     (accepted,), (renewed,) = await accept(database, work.lease), await renew(database, work.lease)
 
-    assert [FlowRunNotFound] * 5 == [type(each) for each in answers]
+    assert 1 == len(before["log_lines"])
+    assert [FlowRunNotFound] * 6 == [type(each) for each in answers]
     assert [LeaseOutcome.LOST] * 2 == [accepted.outcome, renewed.outcome]
-    for read in (restart(database, over), run_of(database, run.id), list_steps(database, run.id)):
+    log = database.read(log_operations.list_logs, TENANT, run.id, LogFilter(), PositionPage(1))
+    for read in (restart(database, over), run_of(database, run.id), list_steps(database, run.id), log):
         with pytest.raises(FlowRunNotFound):
             await read
     assert before == await everything(database)
+
+
+async def test_a_deletion_does_not_wait_for_a_long_log(database: Database) -> None:
+    """Of however many lines, the deletion touches none; the keeper removes them, a few in each transaction."""
+    run = await create(database, await register(database))
+    work = await at_work(database, run.id)
+    await write_a_line(database, work)
+    await finish(database, work.lease, work.execution_id)
+
+    with statements_on(database) as said:
+        assert await delete(database, run.id)
+
+    assert [] == [each for each in said if "log_lines" in each]
+    assert 1 == await remove_deleted_logs(database, TENANT)
+    assert not await database.read(logs.deleted_exist, TENANT)
+
+
+@contextmanager
+def statements_on(database: Database) -> Iterator[list[str]]:
+    """Every statement that the database is given meanwhile."""
+    said: list[str] = []
+
+    def hear(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", hear)
+    try:
+        yield said
+    finally:
+        event.remove(database.engine, "before_cursor_execute", hear)
 
 
 async def write_a_line(database: Database, work: AtWork) -> None:
@@ -936,6 +1025,22 @@ async def test_steps_are_listed_in_pages(database: Database) -> None:
     ]
 
 
+async def test_whether_a_run_exists_is_seen_without_reading_it(database: Database) -> None:
+    """Its parameters and results may be large; its history, its watches and refusals to start it ask for none of it."""
+    run = await create(database, await register(database))
+    stale = Lease(run.id, 99)
+
+    with statements_on(database) as said:
+        assert 1 == len(await list_steps(database, run.id))
+        await database.read(operations.check_flow_run, TENANT, run.id)
+        assert isinstance(await start(database, stale, ExecutionId(an_id())), LeaseLost)
+        await database.read(operations.look_at_flow_runs, TENANT, {run.id: 0})
+
+    assert [] == [each for each in said if "parameters_json" in each and "finish_time IS NOT NULL" not in each]
+    with pytest.raises(FlowRunNotFound):
+        await database.read(operations.check_flow_run, TENANT, FlowRunId(an_id()))
+
+
 async def test_another_tenants_run_does_not_exist(database: Database) -> None:
     """It is neither read, cancelled, restarted nor deleted."""
     run = await create(database, await register(database), idempotency_key="k")
@@ -968,3 +1073,88 @@ async def test_watched_runs_are_looked_at_together(database: Database) -> None:
 
     assert {waiting.id: ([1], False), ended: ([3, 4], True)} == await look({waiting.id: 0, ended: 2})
     assert {waiting.id: ([], False), ended: ([], True)} == await look({waiting.id: 1, ended: 4})
+
+
+def a_history(run: FlowRun) -> list[Transition]:
+    """A step for every version of that run."""
+    moves = [Transition(run.id, version, State.SCHEDULED, Cause.LOST, "", NOON, 1) for version in range(1, run.version)]
+    return [*moves, Transition(run.id, run.version, run.state, Cause.LOST, "", NOON, 1)]
+
+
+async def test_a_long_history_is_watched_in_pages(database: Database) -> None:
+    """No look reads more than a page for all watched runs together, and yet every step of each is shown, in order."""
+    runs = [a_flow_run(State.FAILED, version=version) for version in (2_500, 40, 3)]
+
+    def insert(tx: Transaction) -> None:
+        flow_runs.insert(tx, TENANT, runs)
+        flow_runs.insert_transitions(tx, TENANT, [step for run in runs for step in a_history(run)])
+
+    await database.run(insert)
+    read: list[int] = []
+
+    async def counting(versions: Mapping[FlowRunId, int]) -> Mapping[FlowRunId, follow.Page[Transition, FlowRun]]:
+        pages = await look(database, TENANT, versions)
+        read.append(sum(len(page.items) for page in pages.values()))
+        return pages
+
+    watches: Watches = follow.Follower(counting, sweep=NEVER, heartbeat=NEVER)
+
+    async def watch(run: FlowRun) -> tuple[list[int], FlowRun | None]:
+        shown: list[int] = []
+        async with aclosing(watches.follow(run.id, 0)) as pages:
+            async for page in pages:
+                shown += [step.version for _, step in page.items]
+                if page.ended:
+                    return shown, page.ended
+        return shown, None
+
+    serving = asyncio.create_task(watches.serve())
+    async with asyncio.timeout(60):
+        seen = await asyncio.gather(*map(watch, runs))
+    serving.cancel()
+
+    assert [(list(range(1, run.version + 1)), run) for run in runs] == seen
+    assert max(read) <= PAGE_SIZE_MAX
+
+
+@pytest.mark.parametrize(("most", "shown"), [(8, [[1, 2, 3, 4], [4, 5], []]), (3, [[1], [4], []]), (1, [[1], [4], []])])
+async def test_looks_are_shared_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch, most: int, shown: list[list[int]]
+) -> None:
+    """Of the steps that one look may read each run that moved has as many, the oldest, and never none."""
+    monkeypatch.setattr(operations, "PAGE_SIZE_MAX", most)
+    runs = [a_flow_run(State.SCHEDULED, version=5) for _ in range(3)]
+
+    def insert(tx: Transaction) -> None:
+        flow_runs.insert(tx, TENANT, runs)
+        flow_runs.insert_transitions(tx, TENANT, [step for run in runs for step in a_history(run)])
+
+    await database.run(insert)
+    seen = dict(zip([run.id for run in runs], (0, 3, 5), strict=True))
+    found = await database.read(operations.look_at_flow_runs, TENANT, seen)
+
+    assert shown == [[step.version for step in found[run.id].steps] for run in runs]
+
+
+async def test_only_what_was_not_seen_is_read(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who watches a run from its beginning lets nothing be read again that others have seen of theirs."""
+    fresh, old, further = a_flow_run(), a_flow_run(version=400), a_flow_run(version=401)
+
+    def insert(tx: Transaction) -> None:
+        flow_runs.insert(tx, TENANT, [fresh, old, further])
+        flow_runs.insert_transitions(tx, TENANT, [step for run in (fresh, old, further) for step in a_history(run)])
+
+    await database.run(insert)
+    read: list[int] = []
+    from_row = flow_runs._step_from_row
+
+    def noting(row: Any) -> Transition:
+        read.append(row.version)
+        return from_row(row)
+
+    monkeypatch.setattr(flow_runs, "_step_from_row", noting)
+    versions = {fresh.id: 0, old.id: 400, further.id: 400}
+    found = await database.read(operations.look_at_flow_runs, TENANT, versions)
+
+    assert [[1], [], [401]] == [[step.version for step in found[each].steps] for each in versions]
+    assert [1, 401] == sorted(read)

@@ -12,7 +12,16 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from penstock.domain.errors import FlowRunLive, FlowRunNotFound, Refusal
-from penstock.domain.flow_run import Cancelling, Failure, Finishing, FlowRun, Restarting, Starting, Succeeded
+from penstock.domain.flow_run import (
+    Cancelling,
+    Failure,
+    Finishing,
+    FlowRun,
+    ParentLease,
+    Restarting,
+    Starting,
+    Succeeded,
+)
 from penstock.domain.ids import ExecutionId, FlowRunId
 from penstock.domain.lease import Lease, LeaseOutcome, LeaseResult
 from penstock.domain.limits import HELD_LEASE, OFFER_LEASE
@@ -20,6 +29,7 @@ from penstock.domain.log import ProducerKey, Writing
 from penstock.domain.state import Cause, State
 from penstock.flow_run import operations
 from penstock.flow_run.operations import SUPERVISOR, Started
+from penstock.keeper.deleted_logs import remove_deleted_logs
 from penstock.log import operations as log_operations
 from penstock.queue import operations as queue_operations
 from penstock.queue.operations import Accepting
@@ -30,6 +40,7 @@ from tests.queue.scenes import (
     AGENT,
     HOLDER,
     SECOND,
+    STOPPED,
     TENANT,
     at_work,
     cancel,
@@ -223,8 +234,10 @@ async def test_a_delete_leaves_no_line_behind(database: Database, turned: bool) 
 
     assert deleted is True
     assert written == 1 if turned else isinstance(written, FlowRunNotFound)
+    assert int(turned) == await remove_deleted_logs(database, TENANT)
     rows = await everything(database)
-    assert [0] * 4 == [len(rows[each]) for each in ("log_lines", "log_producers", "log_heads", "executions")]
+    left = ("log_lines", "log_producers", "log_heads", "deleted_logs", "executions")
+    assert [0] * 5 == [len(rows[each]) for each in left]
 
 
 @both_orders
@@ -269,6 +282,60 @@ async def test_a_cancel_that_a_restart_overtakes_begins_again(
     assert await entry_of(database, over.id) is None
 
 
+async def test_a_child_that_waits_for_its_parents_restart_follows_it(database: Database) -> None:
+    """It finds its parent live again, and goes with it."""
+    parent, child = await cancelled_family(database)
+
+    again, restarted = await race(database, restarting(parent), restarting(child))
+
+    assert [2, 2] == [again.attempt, restarted.attempt]
+    entry = await entry_of(database, child.id)
+    assert entry is not None
+    assert parent.id == entry.parent_id
+
+
+@on_postgres
+async def test_a_parent_that_its_childs_restart_overtakes_begins_again(database: Database) -> None:
+    """The child found its parent cancelled, and was not there when the parent looked for children: it looks again."""
+    parent, child = await cancelled_family(database)
+    gate, tries = Gate(), 0
+
+    def holding(tx: Transaction) -> FlowRun:
+        restarted: FlowRun = restarting(child)(tx)
+        gate.stop_here()
+        return restarted
+
+    def coming(tx: Transaction) -> FlowRun:
+        nonlocal tries
+        tries += 1
+        again: FlowRun = restarting(parent)(tx)
+        return again
+
+    one = asyncio.create_task(database.run(holding))
+    await gate.reached()
+    other = asyncio.create_task(database.run(coming))
+    await until_someone_waits(database)
+    gate.open()
+    restarted, again = await one, await other
+
+    assert (2, 2, 2) == (restarted.attempt, again.attempt, tries)
+    entry = await entry_of(database, child.id)
+    assert entry is not None
+    assert parent.id == entry.parent_id
+
+
+async def cancelled_family(database: Database) -> tuple[FlowRun, FlowRun]:
+    """A run and its child, both CANCELLED."""
+    flow = await register(database)
+    parent = await create(database, flow)
+    work = await at_work(database, parent.id)
+    child = await create(database, flow, parent=ParentLease(parent.id, work.lease.fence))
+    await cancel(database, child.id)
+    await cancel(database, parent.id)
+    await database.run(finishing(work.lease, work.execution_id, STOPPED))
+    return await run_of(database, parent.id), await run_of(database, child.id)
+
+
 async def test_a_storm_of_moves_leaves_every_run_whole(database: Database, clock: FakeClock) -> None:
     """Everybody moves the same few runs at once, and nobody waits in a circle: no fence is granted twice, entries stand
     for live runs alone, and nothing is left of deleted ones."""
@@ -282,10 +349,11 @@ async def test_a_storm_of_moves_leaves_every_run_whole(database: Database, clock
 
     assert {"cancel", "restart", "delete", "take", "start", "finish", "write"} == storm.done
     assert len(set(storm.granted)) == len(storm.granted)
+    await remove_deleted_logs(database, TENANT)
     rows = await everything(database)
     kept = {each[1] for each in rows["flow_runs"]}
     assert kept < set(runs)
-    for table in ("transitions", "executions", "log_heads", "log_producers", "log_lines"):
+    for table in ("transitions", "executions", "log_heads", "log_producers", "log_lines", "deleted_logs"):
         assert kept >= {each[1] for each in rows[table]}
     live = {each for each in kept if not (await run_of(database, each)).final}
     assert live == {each[1] for each in rows["queue_entries"]}

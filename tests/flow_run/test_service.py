@@ -1,28 +1,33 @@
 """FlowRunService over a real socket, on both databases."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
+import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from flowrun.v1 import flow_pb2, flow_run_pb2, lease_pb2
 from flowrun.v1 import flow_run_service_pb2 as pb
 from penstock.domain.flow import PolicyAsked
-from penstock.domain.flow_run import Cancelling, Failure, Succeeded
-from penstock.domain.ids import ExecutionId, FlowRunId
+from penstock.domain.flow_run import Cancelling, Created, Creation, Failure, FlowTarget, Succeeded
+from penstock.domain.ids import ExecutionId, FlowRunId, TenantId
 from penstock.domain.limits import (
     BATCH_CREATE_MAX,
     CONTEXT_BYTES_MAX,
     HELD_LEASE,
+    KIB,
     MESSAGE_BYTES_MAX,
     PARAMETERS_BYTES_MAX,
     RESULT_BYTES_MAX,
 )
 from penstock.domain.parameters import Parameter
-from penstock.flow_run import operations
+from penstock.flow_run import creation, operations
+from penstock.flow_run.service import committing_creations
 from penstock.storage.database import Database, Transaction
 from tests.flow_run.served import refused, serving
 from tests.queue.scenes import (
@@ -43,7 +48,7 @@ from tests.queue.scenes import (
     run_of,
     start,
 )
-from tests.support.builders import an_id
+from tests.support.builders import a_creation, an_id
 from tests.support.fake_clock import FakeClock
 
 NOBODY = str(UUID(int=1))
@@ -743,6 +748,97 @@ async def test_a_batch_is_created_item_by_item(database: Database) -> None:
 
 def grpc_code(number: int) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == number)
+
+
+async def test_a_mistake_of_ours_with_one_item_leaves_its_neighbours(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its outcome is INTERNAL and tells the trace id alone, by which the log tells the rest."""
+    flow = await register(database)
+    create_flow_runs = creation.create_flow_runs
+
+    def mistaken(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> Any:
+        if any(each.name == "second" for each in creations):
+            raise ZeroDivisionError("a secret")
+        return create_flow_runs(tx, tenant, creations)
+
+    monkeypatch.setattr(creation, "create_flow_runs", mistaken)
+    items = [pb.CreateFlowRunRequest(flow_id=str(flow.id), name=name) for name in ("first", "second", "third")]
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"),)
+
+    async with serving(database) as process:
+        request = pb.BatchCreateFlowRunsRequest(requests=items)
+        answer = await process.flow_runs.BatchCreateFlowRuns(request, metadata=metadata)
+
+    assert ["first", "", "third"] == [each.response.flow_run.name for each in answer.outcomes]
+    refusal = answer.outcomes[1].refusal
+    assert (grpc.StatusCode.INTERNAL, "", {}) == (grpc_code(refusal.code), refusal.reason, dict(refusal.metadata))
+    assert f"Internal error; trace id {trace_id}." == refusal.message
+    (logged,) = (each for each in caplog.records if trace_id in each.getMessage())
+    assert logged.exc_info
+    assert "a secret" == str(logged.exc_info[1])
+    assert 2 == len((await everything(database))["flow_runs"])
+
+
+@contextlib.asynccontextmanager
+async def flushed(database: Database, creations: Sequence[Creation]) -> AsyncIterator[list[Created]]:
+    """These creations, which all wait when the first flush begins."""
+    committer = committing_creations(database)
+    calls = [asyncio.create_task(committer.commit((TENANT, each))) for each in creations]
+    await asyncio.sleep(0)
+    task = asyncio.create_task(committer.serve())
+    try:
+        yield await asyncio.gather(*calls)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_large_creations_share_no_commit_of_seconds(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many go together as are four megabytes of parameters and context."""
+    flow = await register(database, accepts_extra_parameters=True)
+    quarter = {"x": "y" * 256 * KIB}
+    creations = [
+        a_creation(target=FlowTarget(flow.id), parameters=quarter, context=quarter if number % 2 else {})
+        for number in range(24)
+    ]
+    flushes: list[int] = []
+    create_flow_runs = creation.create_flow_runs
+
+    def counting(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> Any:
+        flushes.append(len(creations))
+        return create_flow_runs(tx, tenant, creations)
+
+    monkeypatch.setattr(creation, "create_flow_runs", counting)
+    async with flushed(database, creations) as created:
+        assert [each.flow_run_id for each in creations] == [each.flow_run_id for each in created]
+
+    assert [10, 10, 4] == flushes
+
+
+async def test_a_commit_whose_answer_was_lost_is_found(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried one by one, creations with and without keys find their own runs, and make no other."""
+    flow = await register(database)
+    creations = [
+        a_creation(target=FlowTarget(flow.id)),
+        a_creation(target=FlowTarget(flow.id), idempotency_key="k", request_id="r"),
+    ]
+    run, calls = database.run, 0
+
+    async def losing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        answer = await run(*arguments)
+        if calls == 1:
+            raise OSError("somewhere after the commit")
+        return answer
+
+    monkeypatch.setattr(database, "run", losing)
+    async with flushed(database, creations) as created:
+        assert [(each.flow_run_id, True) for each in creations] == [(each.flow_run_id, each.fresh) for each in created]
+    assert 3 == calls
+    assert 2 == len((await everything(database))["flow_runs"])
 
 
 async def test_a_batch_holds_one_to_a_thousand(database: Database) -> None:

@@ -2,21 +2,26 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from penstock.domain.errors import Unavailable
 from penstock.domain.flow import ChildPolicy, Flow, PolicyAsked
-from penstock.domain.flow_run import Created, Creation, FlowRun, FlowTarget, ParentLease
-from penstock.domain.ids import FlowRunId, LaneId
+from penstock.domain.flow_run import Created, Creation, Failure, FlowRun, FlowTarget, ParentLease
+from penstock.domain.ids import FlowRunId, LaneId, TenantId
 from penstock.domain.lease import Lease, Phase, cancelled
 from penstock.domain.limits import KEEPER_BATCH_MAX
 from penstock.domain.state import Cause, State
-from penstock.keeper.orphans import REASON, cancel_orphans, cancel_some_orphans
+from penstock.keeper.orphans import REASON, Orphans, cancel_orphans, cancel_some_orphans
 from penstock.storage import executions, flow_runs, queue
 from penstock.storage.database import Database, Transaction
+from penstock.storage.queue import Among, Parents
+from penstock.storage.schema import queue_entries
+from penstock.storage.wakeups import Hint
 from tests.queue.scenes import (
     STOPPED,
     TENANT,
@@ -119,7 +124,7 @@ async def test_children_go_with_their_parent(database: Database) -> None:
     assert (Phase.STOPPING, working.lease.fence) == (entry.phase, entry.fence)
     (result,) = await accept(database, taken.held.lease)
     assert "ENDED" == result.outcome.name
-    assert not await database.read(queue.orphans_exist, TENANT)
+    assert not await database.read(queue.orphans_exist, TENANT, Among.ALL)
     assert 0 == await cancel_orphans(database, TENANT)
 
 
@@ -178,7 +183,7 @@ async def test_two_keepers_cancel_each_child_once(database: Database) -> None:
 async def test_what_a_keeper_left_undone_another_does(database: Database) -> None:
     """One that dies between two transactions, or in the middle of one, leaves a tree that is cancelled to the end."""
     await a_tree(database, await register(database), (600, 300))
-    assert KEEPER_BATCH_MAX == await database.run(cancel_some_orphans, TENANT)
+    assert KEEPER_BATCH_MAX == len(await database.run(cancel_some_orphans, TENANT))
 
     def die(tx: Transaction) -> None:
         cancel_some_orphans(tx, TENANT)
@@ -189,6 +194,148 @@ async def test_what_a_keeper_left_undone_another_does(database: Database) -> Non
 
     assert 900 - KEEPER_BATCH_MAX == await cancel_orphans(database, TENANT)
     assert {Phase.STOPPING: 1} == await phases(database)
+
+
+class Noting:
+    """A database that notes of which parents it is asked, and can be away."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.asked: list[Parents] = []
+        self.away = False
+
+    async def read(self, work: Callable[..., Any], tenant: TenantId, parents: Parents) -> Any:
+        if self.away:
+            raise Unavailable(detail="the database is away")
+        self.asked.append(parents)
+        return await self._database.read(work, tenant, parents)
+
+    async def run(self, work: Callable[..., Any], tenant: TenantId, parents: Parents) -> Any:
+        return await self._database.run(work, tenant, parents)
+
+
+async def a_keeper(database: Any) -> Orphans:
+    """One that has looked thoroughly just now."""
+    orphans = Orphans(database, TENANT)
+    assert 0 == await orphans.look_once()
+    return orphans
+
+
+async def a_family_without_lease(database: Database, flow: Flow) -> tuple[FlowRun, FlowRun]:
+    """A run that waits for its next attempt, and the child of the one before."""
+    policy = PolicyAsked(max_retries=1)
+    parent = await at_work(database, (await create(database, flow, policy=policy)).id)
+    child = await child_of(database, flow, parent)
+    await finish(database, parent.lease, parent.execution_id, Failure(message="no"))
+    return await run_of(database, parent.lease.flow_run_id), child
+
+
+async def test_children_of_a_run_that_is_stopping_need_no_hint(database: Database) -> None:
+    """They are found by every sweep, in however many generations, whether they wait or are at work."""
+    noting: Any = Noting(database)
+    orphans = await a_keeper(noting)
+    noting.asked.clear()
+    flow = await register(database)
+    parent = await at_work(database, (await create(database, flow)).id)
+    child = await child_of(database, flow, parent)
+    under = await at_work(database, child.id)
+    grandchild = await child_of(database, flow, under)
+    await cancel(database, parent.lease.flow_run_id)
+
+    assert 2 == await orphans.look_once()
+
+    assert [State.CANCELLING, State.CANCELLED] == await states_of(database, [child, grandchild])
+    assert Among.ALL not in noting.asked
+
+
+async def test_children_of_a_run_that_moved_are_found_by_the_hint(database: Database) -> None:
+    """It was cancelled while it waited, so nothing but its own state says so; and so on under its children."""
+    noting: Any = Noting(database)
+    orphans = await a_keeper(noting)
+    noting.asked.clear()
+    parent, child = await a_family_without_lease(database, await register(database))
+    policy = PolicyAsked(max_retries=1)
+    flow = await register(database, name="another")
+    work = await at_work(database, (await create(database, flow, policy=policy)).id)
+    grandchild = await child_of(database, flow, work)
+    await finish(database, work.lease, work.execution_id, Failure(message="no"))
+    await database.run(adopt, work.lease.flow_run_id, child.id)
+    await cancel(database, parent.id)
+    orphans.hear(Hint(moved={parent.id}))
+
+    assert 3 == await orphans.look_once()
+
+    adopted = await run_of(database, work.lease.flow_run_id)
+    assert [State.CANCELLED] * 3 == await states_of(database, [child, adopted, grandchild])
+    assert Among.ALL not in noting.asked
+
+
+def adopt(tx: Transaction, child_id: FlowRunId, parent_id: FlowRunId) -> None:
+    """Let a run that waits be the child of another."""
+    of_entry = (queue_entries.c.tenant_id == TENANT, queue_entries.c.flow_run_id == child_id)
+    tx.conn.execute(queue_entries.update().where(*of_entry).values(parent_id=parent_id))
+
+
+@pytest.mark.parametrize("missed", ["a hint", "a look"])
+async def test_what_was_missed_is_looked_for(database: Database, missed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a hint that anything may have changed, and after a look that failed: soon, and among all."""
+    noting: Any = Noting(database)
+    orphans = await a_keeper(noting)
+    parent, child = await a_family_without_lease(database, await register(database))
+    await cancel(database, parent.id)
+    assert 0 == await orphans.look_once()
+    monkeypatch.setattr("penstock.keeper.orphans.THOROUGH_INTERVAL_MIN", timedelta(0))
+    if missed == "a hint":
+        orphans.hear(Hint(anything=True))
+    else:
+        orphans.hear(Hint(moved={parent.id}))
+        noting.away = True
+        with pytest.raises(Unavailable):
+            await orphans.look_once()
+        noting.away = False
+
+    assert 1 == await orphans.look_once()
+    assert [State.CANCELLED] == await states_of(database, [child])
+    noting.asked.clear()
+    await orphans.look_once()
+    assert [Among.STOPPING] == noting.asked
+
+
+async def test_all_are_looked_at_every_now_and_then(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hint may be lost without a trace; but an idle sweep asks for those that are stopping, and for no others."""
+    noting: Any = Noting(database)
+    orphans = await a_keeper(noting)
+    parent, child = await a_family_without_lease(database, await register(database))
+    await cancel(database, parent.id)
+    noting.asked.clear()
+    assert [0, 0, 0] == [await orphans.look_once() for _ in range(3)]
+    assert [Among.STOPPING] * 3 == noting.asked
+
+    monkeypatch.setattr("penstock.keeper.orphans.THOROUGH_INTERVAL", timedelta(0))
+
+    assert 1 == await orphans.look_once()
+    assert [State.CANCELLED] == await states_of(database, [child])
+
+
+async def test_very_many_runs_that_moved_are_one_thorough_look(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what the keeper remembers has a bound; those below it are asked for in parts."""
+    monkeypatch.setattr("penstock.keeper.orphans.MOVED_MAX", 2_500)
+    monkeypatch.setattr("penstock.keeper.orphans.THOROUGH_INTERVAL_MIN", timedelta(0))
+    noting: Any = Noting(database)
+    orphans = await a_keeper(noting)
+    noting.asked.clear()
+    moved = {FlowRunId(an_id()) for _ in range(2_501)}
+
+    orphans.hear(Hint(moved=set(sorted(moved)[1:])))
+    await orphans.look_once()
+    orphans.hear(Hint(moved=moved))
+    await orphans.look_once()
+
+    assert Among.STOPPING is noting.asked[0]
+    assert [1_000, 1_000, 500] == [len(each) for each in noting.asked[1:4]]
+    assert [Among.ALL] == noting.asked[4:]
 
 
 @on_postgres

@@ -4,7 +4,7 @@ The model knows of each run its state, its phase, its fence and a few counters; 
 step the database must agree with it, and a call with a stale lease must have changed no row at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -35,15 +35,24 @@ from penstock.domain.flow_run import (
     Stopped,
     Succeeded,
 )
-from penstock.domain.ids import ExecutionId, FlowGroupId, FlowId, FlowRunId, ProjectId
+from penstock.domain.ids import ExecutionId, FlowGroupId, FlowId, FlowRunId, LaneId, ProjectId
+from penstock.domain.lanes import AGENTLESS, Lane, may_take
 from penstock.domain.lease import Lease, LeaseOutcome, Phase
-from penstock.domain.limits import DECLINED_DELAY, HELD_LEASE, OFFER_LEASE, PRIORITY_WORTH, RELEASES_MAX
+from penstock.domain.limits import (
+    AGENTLESS_WAIT_MAX,
+    DECLINED_DELAY,
+    HELD_LEASE,
+    OFFER_LEASE,
+    PRIORITY_WORTH,
+    RELEASES_MAX,
+)
 from penstock.domain.state import FINAL, State
 from penstock.flow_run import flow_operations
 from penstock.flow_run import operations as flow_run_operations
 from penstock.flow_run.creation import create_flow_runs
 from penstock.flow_run.flow_operations import FreshIds
 from penstock.flow_run.operations import Started
+from penstock.keeper.deserted import fail_deserted
 from penstock.keeper.expired_leases import expire_leases
 from penstock.queue import operations as queue_operations
 from penstock.queue.operations import Accepting
@@ -78,6 +87,7 @@ class Run:
     retries_left: int
     losses_left: int
     due: DateTime
+    agentless: bool = False
     state: State = State.SCHEDULED
     phase: Phase | None = Phase.WAITING
     fence: int = 0
@@ -171,15 +181,20 @@ class Leases(RuleBasedStateMachine):
         self.flow, _ = self.do(flow_operations.register_flow, fresh, a_registration())
 
     @rule(
-        priority=st.integers(0, 3), retries=st.integers(0, 2), losses=st.integers(0, 1), later=st.sampled_from((0, 5))
+        priority=st.integers(0, 3),
+        retries=st.integers(0, 2),
+        losses=st.integers(0, 1),
+        later=st.sampled_from((0, 5)),
+        agentless=st.booleans(),
     )
-    def create(self, priority: int, retries: int, losses: int, later: int) -> None:
+    def create(self, priority: int, retries: int, losses: int, later: int, agentless: bool = False) -> None:
         policy = PolicyAsked(priority=priority, max_retries=retries, max_lost_restarts=losses)
         due = self.clock.now() + later * SECOND
-        creation = a_creation(target=FlowTarget(self.flow.id), policy=policy, scheduled_start_time=due)
+        labels = (AGENTLESS,) if agentless else ()
+        creation = a_creation(target=FlowTarget(self.flow.id), policy=policy, scheduled_start_time=due, labels=labels)
         (created,) = self.do(create_flow_runs, [creation])
         assert isinstance(created, Created)
-        self.runs[creation.flow_run_id] = Run(creation.flow_run_id, priority, retries, losses, due)
+        self.runs[creation.flow_run_id] = Run(creation.flow_run_id, priority, retries, losses, due, agentless)
 
     @rule(room=st.integers(1, 3))
     def take(self, room: int) -> None:
@@ -188,13 +203,14 @@ class Leases(RuleBasedStateMachine):
             if run.phase is Phase.OFFERED and run.expiry is not None and run.expiry <= now:
                 run.wait(run.due)
         due = sorted(
-            (run for run in self.runs.values() if run.phase is Phase.WAITING and run.due <= now),
+            (run for run in self.runs.values() if run.phase is Phase.WAITING and run.due <= now and not run.agentless),
             key=lambda run: run.rank,
         )
 
-        taken = self.do(
-            queue_operations.take, lambda lanes: {each.id: room for each in lanes}, holder=HOLDER, ttl=OFFER_LEASE
-        )
+        def rooms_of(lanes: Sequence[Lane]) -> dict[LaneId, int]:
+            return {each.id: room for each in lanes if may_take(frozenset(), each.key.labels)}
+
+        taken = self.do(queue_operations.take, rooms_of, holder=HOLDER, ttl=OFFER_LEASE)
 
         assert [run.id for run in due[:room]] == [grant.run.id for grant in taken.grants], "not the best, or not all"
         for run, grant in zip(due, taken.grants, strict=False):
@@ -374,7 +390,15 @@ class Leases(RuleBasedStateMachine):
                 run.move(State.SCHEDULED)
                 run.wait(now)
 
-    @rule(seconds=st.sampled_from((1, 5, 30, 60)))
+    @rule()
+    def desert(self) -> None:
+        by = self.clock.now() - AGENTLESS_WAIT_MAX
+        waiting = [run for run in self.runs.values() if run.agentless and run.phase is Phase.WAITING and run.due <= by]
+        assert len(waiting) == self.do(fail_deserted)
+        for run in waiting:
+            run.end(State.FAILED)
+
+    @rule(seconds=st.sampled_from((1, 5, 30, 60, 300)))
     def advance(self, seconds: int) -> None:
         self.clock.advance(seconds * SECOND)
 

@@ -158,6 +158,52 @@ async def test_a_leave_that_cannot_be_written_ends_all_the_same(database: Databa
         await dispatcher.drain()
 
 
+class Pausing(Unanswering):
+    """A database that pauses before it answers a certain work, and refuses another without doing it."""
+
+    def __init__(self, database: Database, *works: Callable[..., Any]) -> None:
+        super().__init__(database, *works)
+        self.pausing_after: Callable[..., Any] | None = None
+        self.refused: Callable[..., Any] | None = None
+        self.reached, self.going_on = asyncio.Event(), asyncio.Event()
+
+    async def run(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if work is self.refused:
+            raise Unavailable(detail="the database is away")
+        answer = await super().run(work, *args, **kwargs)
+        if work is self.pausing_after:
+            self.reached.set()
+            await self.going_on.wait()
+        return answer
+
+
+@pytest.mark.parametrize("meanwhile", [operations.take, operations.give_back_strays])
+async def test_a_stream_that_ends_without_a_trace_is_remembered(
+    database: Database, database_kind: Kind, meanwhile: Callable[..., Any]
+) -> None:
+    """Also when it ends while the dispatcher takes, or looks for strays: its offers wait again at the next round."""
+    run = await create(database, await register(database))
+    pausing = Pausing(database)
+    dispatcher = dispatching(pausing)
+
+    async with asyncio.timeout(20), joined(dispatcher, 0) as other:
+        async with joined(dispatcher, 1):
+            await dispatcher.run_once()
+            if meanwhile is operations.give_back_strays:
+                dispatcher._unsure.add(TENANT)
+            other.allow(1)
+            pausing.pausing_after, pausing.refused = meanwhile, operations.give_back
+            round_under_way = asyncio.create_task(dispatcher.run_once())
+            await pausing.reached.wait()
+        pausing.refused = None
+        pausing.going_on.set()
+        await round_under_way
+
+        await dispatcher.run_once()
+
+        assert [run.id] == [each.flow_run_id for each in other.in_hand]
+
+
 async def test_draining_gives_back_what_nobody_knows_of(database: Database, database_kind: Kind) -> None:
     """A take that was not answered leaves nothing behind."""
     await create(database, await register(database))

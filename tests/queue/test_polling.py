@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
@@ -16,23 +17,28 @@ from flowrun.v1 import queue_service_pb2 as pb
 from flowrun.v1.operator_service_pb2 import ListAgentsRequest
 from penstock.domain.agent import AgentHello, Polling
 from penstock.domain.flow import PolicyAsked
-from penstock.domain.flow_run import Failure
+from penstock.domain.flow_run import Failure, FlowTarget
 from penstock.domain.ids import AgentId, FlowRunId
 from penstock.domain.lanes import AGENTLESS
-from penstock.domain.lease import Phase
+from penstock.domain.lease import Lease, Phase
 from penstock.domain.limits import OFFER_LEASE
+from penstock.domain.state import State
 from penstock.queue import operations
 from penstock.queue.dispatcher import Dispatcher
+from penstock.queue.operations import Watch
 from penstock.queue.polling import Polls
 from penstock.runtime.clock import SystemClock
 from penstock.runtime.drawing import Drawing
-from penstock.storage.database import Database, DatabaseClock
+from penstock.storage import flow_runs, queue
+from penstock.storage.database import Database, DatabaseClock, Transaction
 from penstock.storage.wakeups import Hint
 from tests.queue.scenes import (
     SECOND,
     TENANT,
+    accept,
     ask_to_stop,
     at_work,
+    attempt,
     create,
     entry_of,
     finish,
@@ -53,7 +59,7 @@ from tests.queue.served import (
     until,
     until_blocked,
 )
-from tests.support.builders import an_id
+from tests.support.builders import a_creation, a_flow_run, an_entry, an_id
 from tests.support.fake_clock import FakeClock
 
 NOTHING = timedelta(0)
@@ -71,7 +77,7 @@ async def polling(process: QueueProcess, agent: Agent, *held: lease_pb2.Lease, *
         await until(lambda: poll.seen is not None)
     else:
         await until(lambda: any(each.hello == poll.polling.hello for each in process.dispatcher._streams.values()))
-        await process.dispatcher.a_round()
+        await process.dispatcher.all_handed_out(TENANT)
     assert not task.done()
     return task
 
@@ -274,6 +280,25 @@ async def test_a_poll_takes_the_first_batch(database: Database) -> None:
         assert [] == offered(await Agent(process, labels=("b",)).poll(offers_max=0, wait=NOTHING))
 
 
+async def test_a_poll_without_patience_sees_more_than_one_take(
+    database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A take has a bound, and serves first whoever has most room; a poll that does not wait is served all the same."""
+    monkeypatch.setattr("penstock.queue.dispatcher.OFFERS_PER_TAKE_MAX", 1)
+    flow, due = await register(database), clock.now() + timedelta(hours=1)
+    target = FlowTarget(flow.id)
+    await attempt(database, *(a_creation(target=target, scheduled_start_time=due) for _ in range(30)))
+
+    async with serving(database, deaf=True) as process:
+        others = [await Agent(process).open(credit=2) for _ in range(10)]
+        for each in others:
+            await each.hear_echo()
+        await process.dispatcher.all_handed_out(TENANT)
+        clock.advance(timedelta(hours=1))
+
+        assert 1 == len(offered(await Agent(process).poll(offers_max=1, wait=NOTHING)))
+
+
 async def test_a_poll_is_answered_as_soon_as_something_is_due(database: Database) -> None:
     """By the hint of its creation, for polls as for streams."""
     flow = await register(database)
@@ -460,10 +485,18 @@ class Counting:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.asked: list[Callable[..., Any]] = []
+        self.watches: list[int] = []
+        self.after_a_look: Callable[[], None] | None = None
 
     async def read(self, work: Callable[..., Any], *args: Any) -> Any:
         self.asked.append(work)
-        return await self._database.read(work, *args)
+        answer = await self._database.read(work, *args)
+        if work is operations.look:
+            self.watches.append(len(args[1]))
+            after, self.after_a_look = self.after_a_look, None
+            if after:
+                after()
+        return answer
 
     async def run(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.asked.append(work)
@@ -471,16 +504,19 @@ class Counting:
 
 
 @contextlib.asynccontextmanager
-async def waiting_polls(counting: Any, count: int, flow_run_id: FlowRunId) -> AsyncIterator[Polls]:
-    """So many polls for one run, which have looked for it once."""
+async def waiting_polls(
+    counting: Any, count: int, flow_run_id: FlowRunId, holding: tuple[Lease, ...] = ()
+) -> AsyncIterator[Polls]:
+    """So many polls for one run, which have looked for it once; each says that it holds these leases."""
     drawing, hour = Drawing(SystemClock()), timedelta(hours=1)
     dispatcher = Dispatcher(counting, drawing, offer_lease=OFFER_LEASE, sweep_interval=hour, heartbeat_interval=hour)
     polls = Polls(counting, dispatcher, drawing, offer_lease=OFFER_LEASE, sweep_interval=hour)
     serving_them = asyncio.create_task(polls.serve())
-    hellos = [AgentHello(AgentId(an_id()), "agent", (), 1, "1") for _ in range(count)]
+    hellos = [AgentHello(AgentId(an_id()), "agent", (), 1, "1", holding) for _ in range(count)]
     tasks = [asyncio.create_task(polls.lease(TENANT, Polling(hello, 1, 30 * SECOND, flow_run_id))) for hello in hellos]
     await until(lambda: 2 * count == len(counting.asked))
     counting.asked.clear()
+    counting.watches.clear()
     yield polls
     await polls.drain()
     serving_them.cancel()
@@ -494,12 +530,102 @@ async def test_polls_ask_together(database: Database, clock: FakeClock) -> None:
     counting = Counting(database)
 
     async with waiting_polls(counting, 20, run.id) as polls:
-        for hint in (Hint(written={run.id}), Hint(moved={FlowRunId(an_id())})):
+        for hint in (Hint(written={run.id}), Hint(moved={FlowRunId(an_id())}), Hint(due=True), Hint(stop=True)):
             polls.hear(hint)
         await asyncio.sleep(SOON.total_seconds())
         assert [] == counting.asked
-        for count, hint in enumerate((Hint(due=True), Hint(stop=True), Hint(moved={run.id}), Hint(anything=True)), 1):
+        for count, hint in enumerate((Hint(moved={run.id}), Hint(anything=True)), 1):
             polls.hear(hint)
             await until(lambda wanted=count: len(counting.asked) == wanted)  # type: ignore[misc]
 
-    assert [operations.look] * 4 == counting.asked
+    assert ([operations.look] * 2, [20, 20]) == (counting.asked, counting.watches)
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_what_is_due_concerns_those_whose_run_was_on_offer(database: Database) -> None:
+    """It may be given back without moving; any other run becomes due by moving, or at a time that is known."""
+    (run,) = await due_runs(database, 1)
+    lease = await offer(database, run.id)
+    counting = Counting(database)
+
+    async with waiting_polls(counting, 2, run.id) as polls:
+        polls.hear(Hint(due=True))
+        await until(lambda: [2] == counting.watches)
+        assert [operations.look] == counting.asked
+        await accept(database, lease)
+        polls.hear(Hint(moved={run.id}))
+        await until(lambda: [2, 2] == counting.watches)
+        polls.hear(Hint(due=True))
+        await asyncio.sleep(SOON.total_seconds())
+
+    assert [2, 2] == counting.watches
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("holding", "slices"), [(0, [8, 8, 4]), (2, [2] * 10), (9, [1] * 20)])
+async def test_a_sweep_goes_by_slices(
+    database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, holding: int, slices: list[int]
+) -> None:
+    """No question is about more runs than one statement asks for, or about one poll; and everybody is asked for."""
+    monkeypatch.setattr("penstock.queue.polling.LEASES_PER_CALL_MAX", 8)
+    flow = await register(database)
+    leases = [await held(database, (await create(database, flow)).id) for _ in range(holding)]
+    run = await create(database, flow, scheduled_start_time=clock.now() + 60 * SECOND)
+    counting = Counting(database)
+
+    async with waiting_polls(counting, 20, run.id, tuple(leases)) as polls:
+        polls.hear(Hint(anything=True))
+        await until(lambda: 20 == sum(counting.watches))
+        await asyncio.sleep(SOON.total_seconds())
+
+    assert slices == counting.watches
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_a_hint_does_not_wait_for_a_sweep(
+    database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those whom it concerns are asked for with the next slice."""
+    monkeypatch.setattr("penstock.queue.polling.LEASES_PER_CALL_MAX", 1)
+    run = await create(database, await register(database), scheduled_start_time=clock.now() + 60 * SECOND)
+    counting = Counting(database)
+
+    async with waiting_polls(counting, 10, run.id) as polls:
+        counting.after_a_look = lambda: polls.hear(Hint(moved={run.id}))
+        polls.hear(Hint(anything=True))
+        await until(lambda: 10 in counting.watches)
+
+    assert [1, 10] == counting.watches[:2]
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+async def test_looking_costs_as_much_as_there_are_polls(database: Database) -> None:
+    """Four times as many cost four times as much, not sixteen times."""
+    runs = [a_flow_run(State.RUNNING) for _ in range(800)]
+
+    def insert(tx: Transaction) -> None:
+        flow_runs.insert(tx, TENANT, runs)
+        queue.insert(tx, TENANT, [an_entry(run) for run in runs])
+
+    await database.run(insert)
+    watches = [Watch(None, (Lease(run.id, run.fence),)) for run in runs]
+
+    def calls(count: int) -> int:
+        made = 0
+
+        def count_one(*_: object) -> None:
+            nonlocal made
+            made += 1
+
+        def look(tx: Transaction) -> None:
+            sys.setprofile(count_one)
+            try:
+                operations.look(tx, TENANT, watches[:count])
+            finally:
+                sys.setprofile(None)
+
+        database.read_here(look)
+        return made
+
+    calls(1)  # whatever is done only once
+    assert calls(800) < 6 * calls(200)

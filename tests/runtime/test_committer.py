@@ -42,7 +42,7 @@ async def serving(committer: Committer[Any, Any]) -> AsyncIterator[asyncio.Task[
 
 
 @contextlib.asynccontextmanager
-async def busy(store: Store, **limits: int) -> AsyncIterator[Committer[Any, Any]]:
+async def busy(store: Store, **limits: Any) -> AsyncIterator[Committer[Any, Any]]:
     """A committer whose first flush is under way, of the item 0, and stays so until the gate opens."""
     store.gate.clear()
     committer: Committer[Any, Any] = Committer(store.run, name="test", **limits)
@@ -100,6 +100,32 @@ async def test_a_flush_takes_no_more_than_its_bound() -> None:
     assert store.flushes == [[0], [1, 2], [3]]
 
 
+async def test_a_flush_weighs_no_more_than_its_bound() -> None:
+    """The item that would weigh too much begins the next flush, and one that is too heavy alone has one for itself."""
+    store = Store()
+    async with busy(store, weigh=lambda item: item, weight_max=10) as committer:
+        calls = committing(committer, 4, 6, 1, 10, 11, 3, 3)
+        await settled()
+
+        store.gate.set()
+
+        assert await asyncio.gather(*calls) == [40, 60, 10, 100, 110, 30, 30]
+    assert store.flushes == [[0], [4, 6], [1], [10], [11], [3, 3]]
+
+
+async def test_an_item_that_waits_for_its_key_weighs_nothing() -> None:
+    """What goes into a later flush makes no room scarce in this one."""
+    store = Store()
+    async with busy(store, weigh=lambda item: item, weight_max=10) as committer:
+        calls = [*committing(committer, 4, 6, key="a"), *committing(committer, 5)]
+        await settled()
+
+        store.gate.set()
+        await asyncio.gather(*calls)
+
+    assert store.flushes == [[0], [4, 5], [6]]
+
+
 async def test_a_refusal_is_raised_in_its_caller_alone() -> None:
     """An outcome that is a refusal concerns one caller; its neighbours are answered."""
     store = Store()
@@ -129,6 +155,20 @@ async def test_an_unexpected_failure_hits_the_guilty_alone() -> None:
         assert [outcomes[0], outcomes[2]] == [10, 30]
         assert isinstance(outcomes[1], KeyError)
         assert await committer.commit(4) == 40
+
+
+async def test_items_of_a_failed_flush_may_be_run_otherwise() -> None:
+    """Each by itself, by what knows that they may have been committed; the next flush runs as ever."""
+    store, again = Store(), Store()
+    async with busy(store, run_again=again.run) as committer:
+        calls = committing(committer, 1, KeyError("oops"), 3)
+        await settled()
+
+        store.gate.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await committer.commit(4)
+
+    assert (3, [[1], [3]]) == (len(store.flushes), [each for each in again.flushes if isinstance(each[0], int)])
 
 
 async def test_a_lone_failure_is_not_repeated() -> None:

@@ -12,11 +12,13 @@ from penstock.domain.errors import FlowRunNotFound
 from penstock.domain.flow import ChildPolicy, Policy, RunConfig
 from penstock.domain.flow_run import Failure, FlowRun, birth, move
 from penstock.domain.ids import FlowRunId, TenantId
+from penstock.domain.limits import PAGE_SIZE_MAX
 from penstock.domain.log import LogLevel
 from penstock.domain.queries import PositionPage
 from penstock.domain.state import Cause, State
 from penstock.storage import flow_runs
 from penstock.storage.database import Database, Transaction
+from penstock.storage.flow_runs import Standing
 from tests.queue.scenes import TENANT, everything, until_someone_waits
 from tests.storage.gate import Gate
 from tests.support.builders import a_flow_run, an_id
@@ -109,6 +111,8 @@ async def test_runs_are_held_as_they_are_now(database: Database) -> None:
         FULL.id: FULL,
         other.id: other,
     }
+    assert await database.run(flow_runs.hold_one, TENANT, FULL.id) == FULL
+    assert await database.run(flow_runs.hold_one, OTHER_TENANT, FULL.id) is None
     assert await database.run(flow_runs.hold, TENANT, []) == {}
     assert await database.run(flow_runs.hold, OTHER_TENANT, [FULL.id]) == {}
 
@@ -133,6 +137,36 @@ async def test_who_waits_for_a_run_finds_it_moved(database: Database) -> None:
     await one
 
     assert {run.id: moved} == await other
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+async def test_moves_are_written_in_one_order(database: Database) -> None:
+    """In that of the runs, whatever the order in which they are given: nobody waits in a circle."""
+    first, second = runs = sorted([a_flow_run(State.RUNNING) for _ in range(2)], key=lambda run: run.id)
+    await insert(database, *runs)
+    moves = [(run, move(run, State.SUCCEEDED, at=NOON, cause=Cause.FINISHED)[0]) for run in reversed(runs)]
+    gate, tries = Gate(), 0
+
+    def holding(tx: Transaction) -> None:
+        nonlocal tries
+        tries += 1
+        flow_runs.hold(tx, TENANT, [first.id])
+        gate.stop_here()
+        flow_runs.hold(tx, TENANT, [second.id])
+
+    def moving(tx: Transaction) -> None:
+        nonlocal tries
+        tries += 1
+        flow_runs.save_moves(tx, TENANT, moves)
+
+    one = asyncio.create_task(database.run(holding))
+    await gate.reached()
+    other = asyncio.create_task(database.run(moving))
+    await until_someone_waits(database)
+    gate.open()
+    await asyncio.gather(one, other)
+
+    assert 2 == tries, "a transaction was repeated, as after a deadlock"
 
 
 async def test_a_run_is_removed_with_its_steps(database: Database) -> None:
@@ -166,23 +200,44 @@ async def test_a_step_is_found_by_its_version(database: Database) -> None:
     assert await database.read(flow_runs.step_at, OTHER_TENANT, FULL.id, FULL.version) is None
 
 
-async def test_steps_are_told_after_a_version(database: Database) -> None:
-    """Of each run after its own, in order; runs without later ones have none."""
+async def test_steps_are_found_by_their_versions(database: Database) -> None:
+    """Of each run its own, in order; versions without a step, and runs without any, are left out."""
     runs = [a_flow_run() for _ in range(3)]
     steps = [replace(birth(run), version=version, state=State.SCHEDULED) for run in runs for version in (2, 1, 3)]
     await database.run(flow_runs.insert_transitions, TENANT, steps)
 
-    versions = {runs[0].id: 0, runs[1].id: 2, runs[2].id: 3}
-    after = await database.read(flow_runs.transitions_after, TENANT, versions)
+    versions = {runs[0].id: range(1, 4), runs[1].id: range(3, 9), runs[2].id: range(4, 9), FlowRunId(an_id()): range(9)}
+    found = await database.read(flow_runs.steps_at, TENANT, versions)
     page = await database.read(flow_runs.list_transitions, TENANT, runs[0].id, PositionPage(1, 1))
 
-    assert {each: [step.version for step in found] for each, found in after.items()} == {
-        runs[0].id: [1, 2, 3],
-        runs[1].id: [3],
-        runs[2].id: [],
-    }
+    assert {runs[0].id: [steps[1], steps[0], steps[2]], runs[1].id: [steps[5]]} == found
     assert page == [steps[0]]
-    assert await database.read(flow_runs.transitions_after, TENANT, {}) == {}
+    assert await database.read(flow_runs.steps_at, TENANT, {}) == {}
+    assert await database.read(flow_runs.steps_at, OTHER_TENANT, versions) == {}
+
+
+async def test_many_steps_are_found_at_once(database: Database) -> None:
+    """More than a statement could ask for."""
+    runs = [a_flow_run() for _ in range(PAGE_SIZE_MAX + 1)]
+    await database.run(flow_runs.insert_transitions, TENANT, [birth(run) for run in runs])
+
+    found = await database.read(flow_runs.steps_at, TENANT, {run.id: range(1, 4) for run in runs})
+
+    assert {run.id: [birth(run)] for run in runs} == found
+
+
+async def test_a_run_is_looked_for_without_being_read(database: Database) -> None:
+    """How far each has come, and a refusal of one that is not there."""
+    other = a_flow_run(State.RUNNING)
+    await insert(database, FULL, other)
+    asked = [FULL.id, other.id, FlowRunId(an_id())]
+
+    standings = {FULL.id: Standing(FULL.version, final=True), other.id: Standing(3, final=False)}
+    assert standings == await database.read(flow_runs.standings, TENANT, asked)
+    assert {} == await database.read(flow_runs.standings, OTHER_TENANT, asked)
+    await database.read(flow_runs.check, TENANT, FULL.id)
+    with pytest.raises(FlowRunNotFound):
+        await database.read(flow_runs.check, OTHER_TENANT, FULL.id)
 
 
 async def test_steps_hint_at_their_runs(database: Database) -> None:

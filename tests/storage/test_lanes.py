@@ -1,7 +1,11 @@
 """Lanes, interned, on both databases."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
+
+import pytest
 
 from penstock.domain.flow import Labels
 from penstock.domain.ids import FlowGroupId, TenantId
@@ -48,6 +52,27 @@ async def test_tenants_have_their_own(database: Database) -> None:
 
     rows = await everything(database)
     assert (len(rows["lanes"]), len(rows["lane_labels"])) == (2, 2)
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+async def test_one_new_lane_interned_at_once_is_interned_once(database: Database) -> None:
+    """By as many as want it, in one step: whichever of its keys they meet first, none of them fails."""
+    workers, turns = 8, 400
+    together = threading.Barrier(workers, timeout=60)
+
+    def work() -> None:
+        for turn in range(turns):
+            together.wait()
+            database.run_here(lanes.intern, TENANT, [LaneKey((f"{turn}",), GROUP)])
+
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            await asyncio.gather(*(asyncio.wrap_future(threads.submit(work)) for _ in range(workers)))
+        finally:
+            together.abort()
+
+    rows = await everything(database)
+    assert [turns, turns] == [len(rows["lanes"]), len(rows["lane_labels"])]
 
 
 async def test_interning_at_once_never_waits_in_a_circle(database: Database) -> None:

@@ -18,6 +18,7 @@ from penstock.domain.queries import LogFilter
 from penstock.storage import logs
 from penstock.storage.database import Database, Transaction
 from penstock.storage.logs import Addition
+from penstock.storage.schema import log_heads
 from tests.log.scenes import (
     ANY,
     TENANT,
@@ -33,6 +34,7 @@ from tests.log.scenes import (
     stored,
     write,
 )
+from tests.storage.gate import Gate
 from tests.support.databases import Kind
 from tests.support.fake_clock import NOON, FakeClock
 
@@ -111,8 +113,8 @@ async def test_unknown_runs_and_producers_are_left_out(database: Database) -> No
     assert await database.read(logs.producers, TENANT, []) == {}
 
 
-async def test_a_log_is_removed_whole(database: Database) -> None:
-    """Head, producers and lines, of that run alone; whoever tails it is told."""
+async def test_a_log_is_removed_but_for_its_lines(database: Database) -> None:
+    """Head and producers, of that run alone; the lines are noted, and whoever tails it is told."""
     run, other = [await a_started_run(database) for _ in range(2)]
     for each in (run, other):
         await write(database, key_of(each), some_lines(3))
@@ -122,13 +124,71 @@ async def test_a_log_is_removed_whole(database: Database) -> None:
         return tx.hint.written
 
     await database.run(removing, OTHER_TENANT)
-    assert 3 == len(await stored(database, run.id))
+    assert {run.id: 3} == await database.run(logs.lock_heads, TENANT, [run.id])
+    assert not await database.read(logs.deleted_exist, TENANT)
     assert {run.id} == await database.run(removing, TENANT)
 
-    assert [] == await stored(database, run.id)
     assert () == await database.read(logs.producer_ends, TENANT, run.id)
     assert {other.id: 3} == await database.run(logs.lock_heads, TENANT, [run.id, other.id])
-    assert 3 == len(await stored(database, other.id))
+    assert [3, 3] == [len(await stored(database, each.id)) for each in (run, other)]
+    assert await database.read(logs.deleted_exist, TENANT)
+    assert not await database.read(logs.deleted_exist, OTHER_TENANT)
+    assert 0 == await database.run(logs.remove_deleted, OTHER_TENANT, 10)
+    assert 3 == await database.run(logs.remove_deleted, TENANT, 10)
+    assert [0, 3] == [len(await stored(database, each.id)) for each in (run, other)]
+    assert not await database.read(logs.deleted_exist, TENANT)
+
+
+async def test_lines_of_deleted_logs_are_removed_bit_by_bit(database: Database) -> None:
+    """From each log its first ones, never more at a time than is said, until nothing is left of any."""
+    runs = sorted([await a_started_run(database) for _ in range(4)], key=lambda run: run.id)
+    for run, count in zip(runs, (2, 5, 0, 1), strict=True):
+        await write(database, key_of(run), some_lines(count))
+        await database.run(logs.remove, TENANT, run.id)
+
+    left = []
+    removed = [await database.run(logs.remove_deleted, TENANT, 3) for _ in range(2)]
+    left.append([[each.position for each in await stored(database, run.id)] for run in runs])
+    removed += [await database.run(logs.remove_deleted, TENANT, 3) for _ in range(2)]
+    left.append([[each.position for each in await stored(database, run.id)] for run in runs])
+
+    assert [3, 3, 2, 0] == removed
+    assert [[[], [5], [], [1]], [[]] * 4] == left
+    assert not await database.read(logs.deleted_exist, TENANT)
+
+
+async def test_what_was_cut_from_a_log_is_not_removed_again(database: Database) -> None:
+    """Only the positions from the first one stored are noted; where none is stored, nothing is."""
+    runs = [await a_started_run(database) for _ in range(2)]
+    for run, first in zip(runs, (3, 5), strict=True):
+        await write(database, key_of(run), some_lines(4))
+        cut = log_heads.update().where(logs.head.flow_run_id == run.id).values(first_position=first)
+        await database.run(lambda tx, cut: tx.conn.execute(cut), cut)
+        await database.run(logs.remove, TENANT, run.id)
+
+    assert 2 == await database.run(logs.remove_deleted, TENANT, 10)
+
+
+@pytest.mark.parametrize("database_kind", ["postgres"], indirect=True)
+async def test_lines_that_somebody_removes_are_left_to_them(database: Database) -> None:
+    """Nobody waits for whoever is at it."""
+    run = await a_started_run(database)
+    await write(database, key_of(run), some_lines(4))
+    await database.run(logs.remove, TENANT, run.id)
+    gate = Gate()
+
+    def removing(tx: Transaction) -> int:
+        removed = logs.remove_deleted(tx, TENANT, 3)
+        gate.stop_here()
+        return removed
+
+    one = asyncio.create_task(database.run(removing))
+    await gate.reached()
+    assert 0 == await database.run(logs.remove_deleted, TENANT, 3)
+    gate.open()
+
+    assert 3 == await one
+    assert 1 == await database.run(logs.remove_deleted, TENANT, 3)
 
 
 async def test_a_tenant_sees_only_its_own(database: Database) -> None:

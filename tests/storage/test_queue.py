@@ -15,6 +15,7 @@ from penstock.domain.limits import HELD_LEASE, OFFER_LEASE
 from penstock.domain.state import State
 from penstock.storage import flow_runs, lanes, queue
 from penstock.storage.database import Database, Transaction
+from penstock.storage.queue import Glimpse
 from penstock.storage.schema import queue_entries
 from tests.queue.scenes import HOLDER, SECOND, TENANT, everything
 from tests.support.builders import a_flow_run, an_entry, an_id
@@ -171,15 +172,18 @@ async def test_rejoining_writes_the_holder(database: Database) -> None:
 
 async def test_entries_are_found_by_their_runs(database: Database) -> None:
     """Whoever holds them, in parts if there are very many; a run that is not live is left out."""
-    waiting, held = an_entry(a_flow_run()), an_entry(a_flow_run(State.RUNNING))
+    waiting, held = an_entry(a_flow_run()), an_entry(a_flow_run(State.RUNNING), fence=7)
     await insert(database, waiting, held)
     await insert(database, an_entry(a_flow_run()), tenant=OTHER_TENANT)
     asked = [FlowRunId(an_id()) for _ in range(2_500)]
 
-    found = await database.read(queue.by_run, TENANT, [waiting.flow_run_id, *asked, held.flow_run_id])
+    found = await database.read(queue.glimpses, TENANT, [waiting.flow_run_id, *asked, held.flow_run_id])
 
-    assert found == {waiting.flow_run_id: waiting, held.flow_run_id: held}
-    assert await database.read(queue.by_run, TENANT, []) == {}
+    assert found == {
+        each.flow_run_id: Glimpse(each.flow_run_id, each.phase, each.fence, each.due_time, each.lease_expire_time)
+        for each in (waiting, held)
+    }
+    assert await database.read(queue.glimpses, TENANT, []) == {}
     assert await database.run(queue.hold_runs, TENANT, [held.flow_run_id, asked[0]]) == {held.flow_run_id: held}
 
 

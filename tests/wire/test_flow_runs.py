@@ -376,22 +376,23 @@ def test_what_a_failure_said_is_cut_at_the_front() -> None:
     assert Failure(message=whole, traceback=f"{whole[1:]}!") == finishing.outcome
 
 
-def test_a_nul_in_a_failure() -> None:
-    """A report of an end is never refused for a NUL in what the failing code said."""
-    finishing = finishing_of(a_finish(failed=flow_run_pb2.Failure(message="a\0b", traceback="\0")))
+def test_a_nul_in_an_end() -> None:
+    """A report of an end is never refused for a NUL in what was said about it."""
+    failed = finishing_of(a_finish(failed=flow_run_pb2.Failure(type="\0E", message="a\0b", traceback="\0")))
+    stopped = finishing_of(a_finish(stopped=pb.Stopped(message="by\0e")))
 
-    assert Failure(message="a\ufffdb", traceback="\ufffd") == finishing.outcome
+    assert Failure(type="\ufffdE", message="a\ufffdb", traceback="\ufffd") == failed.outcome
+    assert Stopped("by\ufffde") == stopped.outcome
 
 
-def test_short_texts_of_an_end_at_their_limits() -> None:
-    """The name of a failure and the word of a stop are bounded."""
-    finishing_of(a_finish(failed=flow_run_pb2.Failure(type="x" * limits.NAME_CHARACTERS_MAX)))
-    finishing_of(a_finish(stopped=pb.Stopped(message="x" * limits.REASON_CHARACTERS_MAX)))
+def test_short_texts_of_an_end_are_cut_at_the_end() -> None:
+    """The name of a failure and the word of a stop are kept whole at their limits; of a longer one the beginning is."""
+    name, word = "é" * limits.NAME_CHARACTERS_MAX, "é" * limits.REASON_CHARACTERS_MAX
 
-    failed = flow_run_pb2.Failure(type="x" * (limits.NAME_CHARACTERS_MAX + 1))
-    stopped = pb.Stopped(message="x" * (limits.REASON_CHARACTERS_MAX + 1))
-    assert wrong_fields(finishing_of, a_finish(failed=failed)) == ["failed.type"]
-    assert wrong_fields(finishing_of, a_finish(stopped=stopped)) == ["stopped.message"]
+    for more in ("", "!", "\0"):
+        failed = finishing_of(a_finish(failed=flow_run_pb2.Failure(type=name + more)))
+        stopped = finishing_of(a_finish(stopped=pb.Stopped(message=word + more)))
+        assert (Failure(type=name), Stopped(word)) == (failed.outcome, stopped.outcome)
 
 
 def test_filters() -> None:

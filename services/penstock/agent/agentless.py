@@ -38,17 +38,16 @@ _OVER: Final = frozenset({"FLOW_RUN_FINAL", "FLOW_RUN_NOT_FOUND"})
 
 
 @contextlib.asynccontextmanager
-async def executing_here(
-    settings: AgentSettings, flow_run_id: str, terminal: Terminal | None = None
-) -> AsyncIterator["Agentless"]:
-    """What executes that run in this process's surroundings, and has the code of the run ask at the terminal, if any.
+async def executing_here(settings: AgentSettings, terminal: Terminal | None = None) -> AsyncIterator["Agentless"]:
+    """What executes a run in this process's surroundings, and has the code of the run ask at the terminal, if any.
 
-    A supervisor that is still under way at the end of the block goes on by itself.
+    Raises SettingsError when nothing could be executed here. The terminal is closed with the block; a supervisor that
+    is still under way then goes on by itself.
     """
     # No labels and one slot, whatever an agent of this machine is told; and whose token it is, runs the code.
     settings = replace(settings, labels="", slots=1, lend_token=True)
     async with open_channel(settings.queue_address, token=settings.token) as channel:
-        agentless = Agentless(settings, flow_run_id, queue_service_pb2_grpc.QueueServiceStub(channel), terminal)
+        agentless = Agentless(settings, queue_service_pb2_grpc.QueueServiceStub(channel), terminal)
         try:
             yield agentless
         finally:
@@ -58,11 +57,9 @@ async def executing_here(
 class Agentless:
     """One run, from its first attempt here to its end."""
 
-    def __init__(
-        self, settings: AgentSettings, flow_run_id: str, stub: "QueueServiceAsyncStub", terminal: Terminal | None
-    ) -> None:
+    def __init__(self, settings: AgentSettings, stub: "QueueServiceAsyncStub", terminal: Terminal | None) -> None:
         self._settings = settings
-        self._flow_run_id = flow_run_id
+        self._flow_run_id = ""
         self._stub = stub
         self._agent_id = str(uuid.uuid4())
         self._launcher = ProcessLauncher(
@@ -78,11 +75,14 @@ class Agentless:
         )
         self._told_to_stop = asyncio.Event()
 
-    async def serve(self) -> None:
+    async def serve(self, flow_run_id: str) -> None:
         """Execute the run, attempt by attempt, until it is final and nothing of it is left here, or until stopped.
 
         Raises PenstockError when the queue will never hand it out to us.
         """
+        if self._told_to_stop.is_set():
+            return
+        self._flow_run_id = flow_run_id
         intake = self._intake
         works = [self._poll_until_final(), self._told_to_stop.wait(), intake.serve(), intake.leases.serve()]
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work) for work in works]

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from penstock.agent.run_directory import Assignment, RunDirectory
-from penstock.agent.terminal import Terminal
 from penstock.runtime.lifeline import WATCH
 from penstock.runtime.settings import environment
 
@@ -79,14 +78,16 @@ class Body:
                     os.killpg(self._process.pid, number)
 
 
-def start_body(assignment: Assignment, directory: RunDirectory, terminal: Terminal | None = None) -> Body:
+def start_body(assignment: Assignment, directory: RunDirectory, terminal: int | None = None) -> Body:
     """Start the body of a run; it waits at its gate. Raises OSError if it cannot be started.
 
-    A terminal is for a Python flow alone: a program finds nothing on its input, here as under an agent.
+    A line to a terminal is for a Python flow alone: a program finds nothing on its input, here as under an agent.
+    No other process keeps it: it ends with the body.
     """
     gate_out, gate_in = os.pipe()
     records_out, records_in = os.pipe() if assignment.entry_point else (None, None)
-    passed = [] if records_in is None else [records_in, *(terminal or ())]
+    lines = [] if terminal is None else [terminal]
+    passed = [] if records_in is None else [records_in, *lines]
     try:
         process = subprocess.Popen(  # noqa: S603 - to execute what was registered is what an agent is for
             _arguments(assignment, passed),
@@ -101,7 +102,7 @@ def start_body(assignment: Assignment, directory: RunDirectory, terminal: Termin
         )
     finally:
         os.close(gate_out)
-        for descriptor in passed:
+        for descriptor in {*passed, *lines}:
             os.close(descriptor)
     return Body(process, gate_in, records_out)
 

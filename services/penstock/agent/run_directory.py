@@ -21,6 +21,7 @@ FILE_MODE: Final = 0o600
 
 # Asks a supervisor, beside SIGTERM, to end its run without grace.
 HURRY: Final = signal.SIGQUIT
+STOP_SIGNALS: Final = frozenset({signal.SIGTERM, HURRY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from penstock.agent.leases import LeaseCount, lease_time, renew
 from penstock.agent.log_writer import LogWriter
 from penstock.agent.output import Line, RawOutput, RecordedOutput, Report
 from penstock.agent.pipes import Pipes
-from penstock.agent.run_directory import HURRY, Assignment, RunDirectory
+from penstock.agent.run_directory import HURRY, STOP_SIGNALS, Assignment, RunDirectory
 from penstock.runtime import telemetry
 from penstock.runtime.channel import open_channel
 from penstock.runtime.guarding import guarded
@@ -137,9 +137,7 @@ class Supervision:
 
     async def run(self, body: Body) -> int:
         """Ask for permission, let the body run, report its end. Returns the exit code of this process."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop.set)
-        loop.add_signal_handler(HURRY, self._hurry)
+        self._heed_signals()
         self._record_start(body)
         permission = await self._ask_permission()
         if permission is Permission.GIVEN:
@@ -155,6 +153,12 @@ class Supervision:
             return await self._report(request)
         return ExitCode.NOT_STARTED if permission is Permission.UNKNOWN else ExitCode.DROPPED
 
+    def _heed_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop.set)
+        loop.add_signal_handler(HURRY, self._hurry)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
     def _hurry(self) -> None:
         """End the body without grace; whoever asked does not wait for it."""
         self._hurried = True
@@ -162,6 +166,7 @@ class Supervision:
 
     async def report_recorded(self) -> int:
         """Report the end that an earlier supervisor of this run recorded and could not report."""
+        self._heed_signals()
         request = json_format.Parse(self._directory.recorded_exit() or "{}", Finish())
         code = await self._report(request, record=False)
         # Whoever follows the log learns that nothing more will come.

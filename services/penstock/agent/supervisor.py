@@ -1,6 +1,6 @@
 """Stands over one run: `python -m penstock.agent.supervisor <run directory>`, with the token on its standard input.
 
-A terminal for the code of the run comes as two inherited descriptors, to read and to write, behind the directory.
+A line to a terminal, for the code of the run, comes as an inherited descriptor behind the directory.
 
 Starts the body first, while this process has one thread and no connection; then asks whether it may begin, keeps the
 lease, carries the output away and reports the end. It belongs to no agent: it lives on when its agent is gone.
@@ -8,20 +8,22 @@ lease, carries the output away and reports the end. It belongs to no agent: it l
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
 from penstock.agent.body import start_body
 from penstock.agent.exit_code import ExitCode
-from penstock.agent.run_directory import RunDirectory
-from penstock.agent.terminal import Terminal
+from penstock.agent.run_directory import STOP_SIGNALS, RunDirectory
 
 
 def main() -> int:
     """Supervise the run of the directory that the command line names."""
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s: %(message)s")
+    # What asks to stop waits until it is heeded: where there is an end to report, it shall be reported.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     directory = RunDirectory(Path(sys.argv[1]))
-    terminal = Terminal(*map(int, sys.argv[2:4])) if sys.argv[2:] else None
+    terminal = int(sys.argv[2]) if sys.argv[2:] else None
     token = _read_token()
     if directory.take_charge() is None:
         logging.error("another supervisor stands over this run")
@@ -29,6 +31,7 @@ def main() -> int:
     assignment = directory.assignment(token)
     body = None
     if directory.recorded_exit() is None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # a body would inherit that
         try:
             body = start_body(assignment, directory, terminal)
         except OSError as error:

@@ -1,6 +1,6 @@
 """The body of a run of a Python flow: `python -m penstock.authoring.execute <entry point> <records descriptor>`.
 
-Behind these may stand two descriptors more: a terminal, to read from and to write to.
+Behind these may stand one descriptor more: a line to a terminal.
 
 Its standard input is the gate: user code begins only after a line came through it, which names the trace to go on
 with. A gate that closes before means that the run must not begin; one that closes later, that the supervisor is gone.
@@ -11,22 +11,18 @@ import os
 import signal
 import subprocess
 import sys
-from types import FrameType
 from typing import Final
 
 from penstock.authoring import loading, outcome
 from penstock.authoring.records import Records, install
-from penstock.authoring.run import current_flow_run
+from penstock.authoring.run import begin_body, current_flow_run
 from penstock.authoring.terminal import attach
+from penstock.authoring.termination import Terminated, end_with_clean_up_at_sigterm
 from penstock.runtime import telemetry
 from penstock.runtime.lifeline import WATCH
 from penstock.runtime.settings import environment
 
 EXIT_NOT_BEGUN: Final = 125
-
-
-class Terminated(SystemExit):
-    """The supervisor asked the body to end: raised in the main thread, so that `finally` blocks are executed."""
 
 
 def main() -> None:
@@ -35,9 +31,10 @@ def main() -> None:
     trace_context = _pass_gate()
     if trace_context is None:
         os._exit(EXIT_NOT_BEGUN)
+    begin_body()
     # As for a program started by hand: what is beside the author's code can be imported, not what is beside ours.
     sys.argv = [entry_point]
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    end_with_clean_up_at_sigterm()
     if terminal:
         attach(*terminal)
     telemetry.configure("penstock-flow")
@@ -80,11 +77,6 @@ def _end_with_supervisor() -> None:
             stderr=subprocess.DEVNULL,
             check=True,
         )
-
-
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the clean-up that this begins shall not be interrupted
-    raise Terminated(128 + number)
 
 
 def _execute(entry_point: str, records: Records) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar, overload
 
 from penstock.authoring.policy import Policy
+from penstock.domain.run_config import RunConfig as RunConfig
 
 if TYPE_CHECKING:
     from flowrun.v1 import flow_run_pb2, flow_service_pb2
@@ -48,16 +49,6 @@ class Parameter:
     @property
     def required(self) -> bool:
         return self.default_json is None
-
-
-@dataclass(frozen=True, slots=True)
-class RunConfig:
-    """Where and how runs of a flow are launched."""
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-    working_directory: str = ""
-    image: str = ""
-    resources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,13 +266,6 @@ def _source_digest(function: Callable[..., object]) -> str:
 
 
 def _run_config_to_proto(run_config: RunConfig | None) -> "flow_run_pb2.RunConfig | None":
-    from flowrun.v1 import flow_run_pb2
+    from penstock.wire.flows import run_config_to_proto
 
-    if run_config is None:
-        return None
-    return flow_run_pb2.RunConfig(
-        environment=run_config.environment,
-        working_directory=run_config.working_directory,
-        image=run_config.image,
-        resources=run_config.resources,
-    )
+    return None if run_config is None else run_config_to_proto(run_config)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from penstock.domain.limits import LOST_RESTARTS_MAX, PRIORITY_MAX, RETRIES_MAX, RETRY_DELAY_MAX
+from penstock.domain.limits import LOG_LEVELS, LOST_RESTARTS_MAX, PRIORITY_MAX, RETRIES_MAX, RETRY_DELAY_MAX
 
 if TYPE_CHECKING:
     from flowrun.v1 import flow_run_pb2
 
-LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 CHILD_POLICIES: Final = ("CANCEL", "ABANDON")
 
 

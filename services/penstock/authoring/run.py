@@ -2,10 +2,11 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from penstock.runtime.settings import environment
 
@@ -51,6 +52,26 @@ def current_flow_run() -> CurrentFlowRun:
         parameters=_object_in(told["PENSTOCK_PARAMETERS_FILE"]),
         context=_object_in(told["PENSTOCK_CONTEXT_FILE"]),
     )
+
+
+class _Body:
+    process: int | None = None
+
+
+_body: Final = _Body()
+
+
+def begin_body() -> None:
+    """Note that this process is the body of its run."""
+    _body.process = os.getpid()
+
+
+def is_body() -> bool:
+    """Whether this very process is the body of a run of a Python flow.
+
+    What a body forks or starts is told of the run and is not its body; a command is none that we know from inside.
+    """
+    return _body.process == os.getpid()
 
 
 def get_logger() -> logging.Logger:

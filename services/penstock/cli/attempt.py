@@ -12,15 +12,15 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from penstock.authoring import loading, outcome
 from penstock.authoring.flow import Flow
 from penstock.authoring.flow import ParameterType as Declared
 from penstock.authoring.run import get_logger
+from penstock.authoring.termination import end_with_clean_up_at_sigterm
 from penstock.cli.failures import EXIT_FAILED, EXIT_MISUSED
-from penstock.cli.local import EXIT_TERMINATED, Assignment, Exchange, Plan
+from penstock.cli.local import Assignment, Exchange, Plan
 from penstock.cli.screen import STYLES, Screen, clock_time
 from penstock.domain import json_text
 from penstock.domain.errors import InvalidRequest
@@ -41,7 +41,7 @@ def main() -> None:
     """Find the flow, check what it was given, execute it, and leave how it ended."""
     exchange = Exchange(Path(sys.argv[1]))
     assignment = Assignment(**(exchange.read("assignment") or {}))
-    signal.signal(signal.SIGTERM, _raise_exit)
+    end_with_clean_up_at_sigterm()
     if assignment.as_json:
         # One document goes to standard output when all is over, and nothing else.
         os.dup2(2, 1)
@@ -51,6 +51,8 @@ def main() -> None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.argv = [assignment.source]
     try:
+        # Whoever started this has held it back until here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _execute(assignment, exchange)
     except Refused as refused:
         exchange.write("outcome", {"refused": str(refused), "exit_code": refused.exit_code})
@@ -151,11 +153,6 @@ class _LinesHandler(logging.Handler):
         level = (f"{record.levelname:<8} ", STYLES.get(record.levelname, "dim"))
         for line in lines:
             self._screen.line(time, ("  │ ", "dim"), level, line)
-
-
-def _raise_exit(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the clean-up that this begins shall not be interrupted
-    raise SystemExit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

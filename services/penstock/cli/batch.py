@@ -1,11 +1,12 @@
 """`penstock run --batch`: create many runs from the lines of a file, so that what was cut off can be completed.
 
-Every line has an idempotency key, its own or one made of the batch's id and the line's number. So sending the file
-again under the same id creates what is missing and nothing twice.
+Every line has an idempotency key, its own or one made of the batch's id and what the line says. So sending the file
+again under the same id creates what is missing and nothing twice, wherever lines were added or moved meanwhile.
 """
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
 import shlex
@@ -40,7 +41,7 @@ from penstock.domain.limits import BATCH_CREATE_MAX, PAGE_BYTES_MAX
 
 # How long a server may stay away before the rest of a batch is left for later.
 PATIENCE: Final = timedelta(seconds=30)
-REFUSED_SHOWN_MAX: Final = 20
+LISTED_MAX: Final = 20
 
 # What a line calls the fields of a creation.
 _MEMBERS: Final[Mapping[str, str]] = {
@@ -122,6 +123,8 @@ def _lines_of(batch: Batch) -> list[Line]:
 @contextlib.contextmanager
 def _opened(source: str) -> Iterator[Any]:
     if source == "-":
+        if sys.stdin is None:
+            raise CommandFailed("Standard input is closed, and --batch - reads it.", EXIT_MISUSED)
         yield sys.stdin.buffer
         return
     try:
@@ -218,7 +221,7 @@ class _Report:
     numbers: list[int]
     created: int = 0
     existed: int = 0
-    differing: int = 0
+    differing: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     settled: int = 0
 
@@ -236,7 +239,9 @@ class _Report:
                 case CreatedFlowRun():
                     self.created += outcome.created
                     self.existed += not outcome.created
-                    self.differing += bool(outcome.differing_fields)
+                    if outcome.differing_fields:
+                        fields = ", ".join(outcome.differing_fields)
+                        self.differing.append(f"  line {number}: flow run {outcome.flow_run_id} differs in {fields}")
                 case PenstockError():
                     self.refused.append(f"  line {number}: {outcome.reason or outcome.code}: {_in_words(outcome)}")
             self.settled += outcome is not None
@@ -251,32 +256,55 @@ class _Report:
     def _show(self, number: int, outcome: Outcome | None) -> None:
         run = outcome if isinstance(outcome, CreatedFlowRun) else None
         if self.batch.quiet:
-            # A line without a run gets an empty line, so that the n-th id belongs to the n-th line.
+            # A line without a run gets an empty line, so that the n-th id belongs to the n-th line that is not blank.
             typer.echo(run.flow_run_id if run else "")
         elif self.batch.as_json:
             typer.echo(to_json(_document(number, outcome)))
 
     def _sum_up(self) -> None:
-        # Where ids or documents are printed, nothing else is.
-        for_programs = self.batch.quiet or self.batch.as_json
         unsent = len(self.numbers) - self.settled
-        if for_programs and not self.refused and not unsent:
-            return
-        differing = f" ({self.differing:,} of them differ from what their lines ask now)" if self.differing else ""
-        said = [f"Created {self.created:,} flow runs; {self.existed:,} existed already{differing}."]
+        said = [f"Created {self.created:,} flow runs; {self.existed:,} existed already."]
+        if self.differing:
+            said += [
+                f"Left as they are, although their lines ask something different now: {len(self.differing):,}:",
+                *cut(self.differing, LISTED_MAX),
+            ]
         if self.refused:
-            said += [f"Refused {len(self.refused):,}:", *cut(self.refused, REFUSED_SHOWN_MAX)]
+            said += [f"Refused {len(self.refused):,}:", *cut(self.refused, LISTED_MAX)]
         if unsent:
             said += [f"Not attempted, or without an answer: {unsent:,}. Complete the batch with:"]
             said += [f"  {self.batch.resume_command}"]
+        # Where ids or documents are printed, nothing else is.
+        for_programs = self.batch.quiet or self.batch.as_json
         for line in said:
             typer.echo(safe(line), err=for_programs)
+
+
+# What a batch is told of its runs.
+_TOLD: Final = (
+    "flow_run_id",
+    "flow_id",
+    "flow_group_id",
+    "flow_name",
+    "name",
+    "state",
+    "version",
+    "attempt",
+    "fence",
+    "scheduled_start_time",
+    "create_time",
+    "start_time",
+    "finish_time",
+    "created",
+    "differing_fields",
+)
 
 
 def _document(number: int, outcome: Outcome | None) -> dict[str, Any]:
     match outcome:
         case CreatedFlowRun():
-            return {"event": "created" if outcome.created else "existed", "line": number, "flow_run": outcome}
+            told = {name: getattr(outcome, name) for name in _TOLD}
+            return {"event": "created" if outcome.created else "existed", "line": number, "flow_run": told}
         case None:
             return {"event": "unsent", "line": number}
     refusal = {name: getattr(outcome, name) for name in ("code", "reason", "message", "metadata")}
@@ -295,7 +323,7 @@ def _in_words(error: PenstockError) -> str:
 def _progress(batch: Batch, total: int) -> Iterator[Any]:
     """Something to call with how many lines were settled; a bar where somebody looks at standard error."""
     prints = batch.quiet or batch.as_json
-    if not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
+    if not os.isatty(2) or (prints and os.isatty(1)):
         yield lambda count: None
         return
     from rich.console import Console

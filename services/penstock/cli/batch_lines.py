@@ -1,7 +1,10 @@
 """The lines of a batch: each a JSON object that describes one run. Every bad line is found before anything is sent."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final, cast
 
 from penstock.cli.creating import Target
@@ -13,6 +16,8 @@ from penstock.client.creations import create_flow_run
 from penstock.domain.limits import PAGE_BYTES_MAX, PRIORITY_MAX, RETRIES_MAX
 
 BAD_LINES_SHOWN_MAX: Final = 20
+# Short enough for a key beside the id of a batch, long enough that no two lines meet.
+DIGEST_CHARACTERS: Final = 32
 
 _RUN_CONFIG: Final = ("environment", "working_directory", "image", "resources")
 
@@ -34,18 +39,21 @@ def read_lines(source: Iterable[bytes], default: Target | None, key_prefix: str,
     """The lines that describe a run, blank ones left out; refused, all bad ones named, if one is bad.
 
     `default` is what a line means that names no flow, `common` is wished by all. A line without an idempotency key
-    gets the prefix and its number.
+    gets one of the prefix, what it says, and how many lines up to it say the same: it keeps that wherever it stands.
     """
-    lines, problems = [], Problems()
+    lines, problems, alike = [], Problems(), Counter[str]()
     for number, content in enumerate(source, start=1):
         if not content.strip():
             continue
         try:
-            line = _line_of(number, content, default)
+            members = _members(content)
+            line = _line_of(number, members, default)
         except BadLine as bad:
             problems.add(number, str(bad))
         else:
-            wish: NewFlowRun = {"idempotency_key": f"{key_prefix}{number}", **common, **line.wish}
+            said = _digest(members)
+            alike[said] += 1
+            wish: NewFlowRun = {"idempotency_key": f"{key_prefix}{said}:{alike[said]}", **common, **line.wish}
             lines.append(Line(number, wish, line.target))
     problems.refuse()
     if not lines:
@@ -89,8 +97,7 @@ def size_of(wish: NewFlowRun) -> int:
     return size
 
 
-def _line_of(number: int, content: bytes, default: Target | None) -> Line:
-    members = _members(content)
+def _line_of(number: int, members: Mapping[str, Any], default: Target | None) -> Line:
     target, ids = _target_of(members, default)
     wish: dict[str, Any] = dict(ids)
     if {"start_at", "in"} <= members.keys():
@@ -116,6 +123,11 @@ def _members(content: bytes) -> dict[str, Any]:
         known = ", ".join(sorted([*_TARGET, *_MEMBERS]))
         raise BadLine(f"has the unknown member {unknown[0]!r}; there are {known}")
     return {name: value for name, value in read.items() if value is not None}
+
+
+def _digest(members: Mapping[str, Any]) -> str:
+    """What a line says, however it is written: the same for the same members in another order or spacing."""
+    return sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()[:DIGEST_CHARACTERS]
 
 
 _TARGET: Final = ("flow", "flow_id", "flow_group_id", "project")

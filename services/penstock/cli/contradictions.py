@@ -17,14 +17,14 @@ _LOCAL_TAKES: Final = ("--param", "--param-file", "--log-level")
 _EXCLUDE: Final[tuple[tuple[Iterable[str], Iterable[str], str], ...]] = (
     (("--id",), ("--name",), "each says which flow to run."),
     (("--path",), ("--module",), "each says where the flow is."),
-    (("--id",), _LOCAL, "one names a registered flow, the other runs a flow in this process."),
+    (("--id",), _LOCAL, "one names a registered flow, the other runs a flow on this machine."),
     (
         _LOCAL,
         (
             *("--project", "--watch", "--execute", "--batch", "--resume", "--no-logs", "--refuse-different"),
             *(option for option in _OF_ONE_RUN if option not in _LOCAL_TAKES),
         ),
-        "a flow that runs in this process needs no backend, and gets nothing from one.",
+        "a flow that is run on this machine, here and now, needs no backend, and gets nothing from one.",
     ),
     (("--quiet",), ("--json",), "each says what is printed."),
     (("--label",), ("--no-labels",), "a run has labels, or none."),
@@ -63,6 +63,6 @@ def refuse_contradictions(given: Mapping[str, Any]) -> None:
     if not any(map(given.__contains__, ("--id", "--name", "--batch", *_LOCAL))):
         raise CommandFailed(
             "Say which flow to run: --id ID or --name NAME for a registered one, "
-            "--path FILE or --module MODULE for one in this process, or --batch FILE.",
+            "--path FILE or --module MODULE for one on this machine, or --batch FILE.",
             EXIT_MISUSED,
         )

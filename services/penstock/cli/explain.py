@@ -1,6 +1,7 @@
 """`penstock explain`: why a flow run is not running."""
 
 import re
+from collections import deque
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from penstock.cli.failures import told_plainly
 from penstock.cli.which_run import Run, find_run
 
 if TYPE_CHECKING:
-    from penstock.client import Explanation, FlowRun, Obstacle
+    from penstock.client import Client, Explanation, FlowRun, Obstacle
 
 
 def explain(
@@ -26,6 +27,7 @@ def explain(
 
         with Client() as client:
             explanation = client.explain_flow_run(find_run(client, run).flow_run_id)
+            before = [] if as_json else _what_went_before(client, explanation.flow_run)
         if as_json:
             from penstock.cli.json_output import to_json
 
@@ -35,12 +37,29 @@ def explain(
         from penstock.cli.screen import Screen
 
         screen = Screen()
-        for sentence in _sentences(explanation):
+        for sentence in [*_sentences(explanation), *before]:
             screen.line(sentence)
 
 
 def _sentences(explanation: "Explanation") -> list[str]:
     return [str(each) for each in explanation.obstacles] or [_without_obstacles(explanation.flow_run)]
+
+
+def _what_went_before(client: "Client", run: "FlowRun") -> list[str]:
+    """Why the run waits again, where it was given back, lost or tried before; why it ended, where it failed."""
+    from penstock.client import FlowRunState, TransitionCause
+
+    if run.state is FlowRunState.FAILED:
+        return [f"It failed: {run.failure}"] if run.failure else []
+    if run.state is not FlowRunState.SCHEDULED or run.version == 1:
+        return []
+    (last,) = deque(client.list_transitions(run.flow_run_id), maxlen=1)
+    words = {
+        TransitionCause.RELEASED: "It was given back",
+        TransitionCause.LOST: "It was lost",
+        TransitionCause.RETRIED: "Its last attempt failed",
+    }
+    return [f"{words[last.cause]}: {last.message}"] if last.message and last.cause in words else []
 
 
 def _without_obstacles(run: "FlowRun") -> str:

@@ -51,7 +51,7 @@ def sentence_of(error: "PenstockError", words: Mapping[str, str] = _NOTHING) -> 
     """What a user is told about a failed call, and what can be done about it; `words` as for `told_plainly`."""
     from penstock.client.errors import Unauthenticated, Unavailable
 
-    if isinstance(error, Unavailable) and not error.reason:
+    if isinstance(error, Unavailable) and not error.reason and error.message.startswith("No Penstock server"):
         return f"{error} Start one with: penstock server start"
     if isinstance(error, Unauthenticated):
         return f"{error} Set PENSTOCK_TOKEN to the token that the server was started with."

@@ -21,7 +21,8 @@ from typing import Any
 
 import typer
 
-from penstock.cli.failures import EXIT_FAILED, EXIT_MISUSED, CommandFailed
+from penstock.agent.terminal import has_foreground
+from penstock.cli.failures import EXIT_FAILED, CommandFailed
 from penstock.cli.safe_text import safe
 from penstock.runtime.settings import environment
 
@@ -114,8 +115,6 @@ def run_locally(
     """
     # A file is told from a module by the slash in it.
     source = module or str(Path(path).expanduser().resolve())
-    if quiet and as_json:
-        raise CommandFailed("Choose one of --quiet and --json.", EXIT_MISUSED)
     with tempfile.TemporaryDirectory(prefix="penstock-") as directory, _Terminal() as terminal:
         exchange = Exchange(Path(directory))
         attempt = 1
@@ -215,7 +214,8 @@ class _Terminal:
         if sys.platform == "linux":
             module = ["-m", "penstock.cli.child", str(os.getpid()), *module[1:]]
         self._starting = True
-        process = subprocess.Popen([sys.executable, *module], env=env)  # noqa: S603 - a module of ours
+        with _interrupts_held_back():
+            process = subprocess.Popen([sys.executable, *module], env=env)  # noqa: S603 - a module of ours
         self._process, self._starting = process, False
         for number in self._heard:
             process.send_signal(number)
@@ -230,11 +230,18 @@ class _Terminal:
             self.end_if_interrupted()
         self._heard.append(number)
         # Ctrl-C reaches the attempt by itself: the terminal tells everybody in its foreground.
-        if self._process is not None and not (number == signal.SIGINT and _in_foreground()):
+        if self._process is not None and not (number == signal.SIGINT and has_foreground(0)):
             self._process.send_signal(number)
 
 
-def _in_foreground() -> bool:
-    with contextlib.suppress(OSError):
-        return os.tcgetpgrp(0) == os.getpgrp()
-    return False
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Keep a Ctrl-C until later: here until the end of the block, and in what is started in it until it asks for it.
+
+    An interpreter that is interrupted while it begins shows the traceback of whatever it was importing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

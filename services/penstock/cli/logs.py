@@ -41,9 +41,10 @@ def _show(lines: "Iterator[LogLine]", as_json: bool) -> None:
         for line in lines:
             typer.echo(to_json(line))
         return
-    from penstock.cli.progress import parts_of
+    from penstock.cli.progress import rows_of
     from penstock.cli.screen import Screen, date_and_time
 
     screen = Screen()
     for line in lines:
-        screen.line(date_and_time(line.time), "  ", *parts_of(line))
+        for number, parts in enumerate(rows_of(line)):
+            screen.line(date_and_time(line.time) if number == 0 else " " * 19, "  ", *parts)

@@ -59,9 +59,9 @@ def main() -> None:
     """Run the command line of this process."""
     # The transport's own remarks about connections that come and go are not for the user of a command.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         # A terminal that lacks a character shows its escape instead of failing the command.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="backslashreplace")
     _end(_exit_code())
 
 
@@ -85,7 +85,7 @@ def _end(code: int) -> NoReturn:
     The transport's threads are stopped before it, wherever they are; what they had locked then stays locked, and a
     finaliser that wants it waits for ever.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):  # whoever read it may be gone
             stream.flush()
     os._exit(code)

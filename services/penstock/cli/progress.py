@@ -1,16 +1,16 @@
 """A run as it happens: its states and its log, merged, until its end."""
 
 import asyncio
-from typing import Final, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 import typer
 
+from penstock.cli.failures import EXIT_CANCELLED, EXIT_FAILED
 from penstock.cli.json_output import to_json
 from penstock.cli.screen import STYLES, Screen, clock_time, date_and_time
 from penstock.client import AsyncClient, FlowRun, FlowRunState, LogLevel, LogLine, LogStream, PenstockError, Transition
-
-# How long a log may say nothing after the end of its run before it is left; a killed run never closes its log.
-QUIET_SECONDS_MAX: Final = 5.0
+from penstock.client.logs import QUIET_SECONDS_MAX
 
 
 class Display(Protocol):
@@ -46,7 +46,8 @@ class ForPeople:
         )
 
     def line(self, line: LogLine) -> None:
-        self._screen.line(clock_time(line.time), ("  │ ", "dim"), *parts_of(line))
+        for number, parts in enumerate(rows_of(line)):
+            self._screen.line(clock_time(line.time) if number == 0 else " " * 8, ("  │ ", "dim"), *parts)
 
     def note(self, text: str) -> None:
         self._screen.line((text, "yellow"))
@@ -78,12 +79,18 @@ class ForNobody:
         pass
 
 
-def parts_of(line: LogLine) -> list[str | tuple[str, str]]:
-    """A log line as parts to show: its level, or where output without one was written, then what it says."""
+def rows_of(line: LogLine) -> Iterator[list[str | tuple[str, str]]]:
+    """A log line as parts to show: its level, or where output without one was written, then what it says.
+
+    What was logged in several lines, such as a traceback, makes several rows.
+    """
     word = "stderr" if line.stream is LogStream.STDERR and line.level is LogLevel.UNKNOWN else ""
     word = line.level_name or (word if line.level is LogLevel.UNKNOWN else line.level)
     ghost = " (from an attempt that had lost its lease)" if line.superseded else ""
-    return [(f"{word:<8} ", STYLES.get(line.level, "dim")), str(line), (ghost, "dim")]
+    first, *others = f"{line}{ghost}".split("\n")
+    yield [(f"{word:<8} ", STYLES.get(line.level, "dim")), first]
+    for other in others:
+        yield [" " * 9, other]
 
 
 async def follow_run(client: AsyncClient, flow_run_id: str, display: Display, *, logs: bool = True) -> FlowRun:
@@ -109,7 +116,7 @@ async def follow_run(client: AsyncClient, flow_run_id: str, display: Display, *,
 
 def exit_code_of(state: FlowRunState) -> int:
     """How a command ends that watched a run to this state."""
-    return {FlowRunState.SUCCEEDED: 0, FlowRunState.CANCELLED: 3}.get(state, 1)
+    return {FlowRunState.SUCCEEDED: 0, FlowRunState.CANCELLED: EXIT_CANCELLED}.get(state, EXIT_FAILED)
 
 
 class _Log:

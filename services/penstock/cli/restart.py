@@ -1,6 +1,5 @@
 """`penstock restart`: make a new attempt of a flow run that has ended."""
 
-from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -25,7 +24,9 @@ def restart(
     """
     if start_at and start_in:
         raise CommandFailed("Choose one of --start-at and --in.", EXIT_MISUSED)
-    start = _start_of(start_at, start_in)
+    from penstock.cli.start_times import start_of
+
+    start = start_of(start_at, start_in)
     with told_plainly({"reason": "--reason", "scheduled_start_time": "--start-at", "start_delay": "--in"}):
         from penstock.client import Client
 
@@ -44,11 +45,3 @@ def restart(
             if start is not None:
                 screen.line("It is due at ", date_and_time(again.scheduled_start_time), ".")
             screen.line(f"Follow it with: penstock logs {again.flow_run_id} --follow")
-
-
-def _start_of(start_at: str, start_in: str) -> datetime | timedelta | None:
-    from penstock.cli.start_times import moment_of, span_of
-
-    if start_at:
-        return moment_of("--start-at", start_at)
-    return span_of("--in", start_in) if start_in else None

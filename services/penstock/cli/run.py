@@ -7,7 +7,7 @@ This module is the table of the options and the choice between what they ask for
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -15,11 +15,10 @@ from penstock.cli.contradictions import refuse_contradictions
 from penstock.cli.failures import EXIT_MISUSED, CommandFailed, told_plainly
 from penstock.cli.option_groups import options_given
 from penstock.cli.run_output import RunOutput
-from penstock.domain.limits import PRIORITY_MAX, RETRIES_MAX
+from penstock.domain.limits import LOG_LEVELS, PRIORITY_MAX, RETRIES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
-    from datetime import datetime, timedelta
 
     from penstock.client import LogLevel, NewFlowRun, RunConfig
 
@@ -32,8 +31,6 @@ _config = partial(typer.Option, rich_help_panel="Its run config; any of these re
 _following = partial(typer.Option, rich_help_panel="What happens next")
 _output = partial(typer.Option, rich_help_panel="What is shown")
 _many = partial(typer.Option, rich_help_panel="Many runs at once")
-
-LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def run(
@@ -137,18 +134,26 @@ def run(
             help="Create a run for each line of a file (- for the input): a JSON object with flow, flow_id or "
             "flow_group_id, project, parameters, context, labels, name, start_at, in, idempotency_key, retries, "
             "retry_delay, priority, log_level, run_config. --id or --name says the flow of lines without one. "
-            "--quiet prints the ids in order, an empty line for each that was refused.",
+            "--quiet prints the ids in order, an empty line for each that was refused; blank lines of the file count "
+            "for nothing. A line whose idempotency_key had created a run with other input is shown with that run.",
         ),
     ] = "",
     resume: Annotated[
-        str, _many("--resume", metavar="ID", help="Complete the batch that was begun under this id.")
+        str,
+        _many(
+            "--resume",
+            metavar="ID",
+            help="Complete the batch that was begun under this id. A line is known by what it says: it may be moved, "
+            "and lines added; one that was edited is a new line, and gets a run beside that of the old one.",
+        ),
     ] = "",
 ) -> None:
     """Create a flow run of a registered flow.
 
     Exits 0 when the run was created; with --watch, --execute, --path and --module 0 when it succeeded, 1 when it
     failed, 3 when it was cancelled, and 4 when contact to the server was lost: the run goes on whatever happens here.
-    Letting go of a watch exits 130. A batch exits 1 when a line was refused.
+    Letting go of a watch exits 130. A batch exits 1 when a line was refused; a line whose key had created a run with
+    other input is refused only with --refuse-different.
     """
     refuse_contradictions(options_given(ctx))
     level = _level_of(log_level)
@@ -161,17 +166,19 @@ def run(
         from penstock.cli.local import run_locally
 
         sys.exit(run_locally(path, module, name, parameters, quiet=quiet, as_json=as_json, log_level=level))
+    from penstock.cli.start_times import span_of, start_of
+
     wish: NewFlowRun = {
         **common,
         "parameters": parameters,
         "context": _values("context value", context or ()),
         "flow_run_name": run_name,
         "idempotency_key": idempotency_key,
-        "scheduled_start_time": _start_of(start_at, start_in),
+        "scheduled_start_time": start_of(start_at, start_in),
         "labels": [] if no_labels else label,
         "priority": priority,
         "max_retries": retries,
-        "retry_delay": _span_of("--retry-delay", retry_delay) if retry_delay else None,
+        "retry_delay": span_of("--retry-delay", retry_delay) if retry_delay else None,
         "log_level": _level_of_client(level),
         "run_config": _run_config(env, working_directory, image, resource),
     }
@@ -200,21 +207,18 @@ async def _create(
     *,
     execute: bool,
 ) -> int:
-    from penstock.cli.creating import Target, aimed_at, create, demand_for_this_process, for_this_process, look_up
+    from penstock.cli.creating import Target, aimed_at, create, look_up
     from penstock.client import AsyncClient
 
     aim = Target(**target)
     async with AsyncClient() as client:
-        flow = await look_up(client, aim)
-        wish = {**wish, **aimed_at(flow, aim)}
-        run = await create(client, flow, await for_this_process(client, flow, wish) if execute else wish, texts)
         if execute:
-            demand_for_this_process(run)
-        output.created(run, wish["scheduled_start_time"])
-        if execute and not run.state.is_final:
-            from penstock.cli.executing import execute_and_watch
+            from penstock.cli.executing import create_and_execute
 
-            return await execute_and_watch(client, run, output)
+            return await create_and_execute(client, aim, wish, texts, output)
+        flow = await look_up(client, aim)
+        run = await create(client, flow, {**wish, **aimed_at(flow, aim)}, texts)
+        output.created(run, wish["scheduled_start_time"])
         if output.follows:
             from penstock.cli.watching import watch
 
@@ -252,20 +256,6 @@ def _level_of_client(level: str) -> "LogLevel | None":
     from penstock.client import LogLevel
 
     return LogLevel(level) if level else None
-
-
-def _start_of(start_at: str, start_in: str) -> "datetime | timedelta | None":
-    if start_at:
-        from penstock.cli.start_times import moment_of
-
-        return moment_of("--start-at", start_at)
-    return _span_of("--in", start_in) if start_in else None
-
-
-def _span_of(option: str, text: str) -> "timedelta":
-    from penstock.cli.start_times import span_of
-
-    return span_of(option, text)
 
 
 def _run_config(

@@ -23,6 +23,9 @@ class RunOutput:
         """Show the run that was created, now or before, and when it starts if a moment was asked."""
         if self.quiet:
             typer.echo(run.flow_run_id)
+            if run.differing_fields:
+                fields = ", ".join(run.differing_fields)
+                typer.echo(f"penstock: This flow run was created before, and differs in: {fields}", err=True)
         elif self.as_json:
             from penstock.cli.json_output import to_json
 
@@ -49,8 +52,10 @@ class RunOutput:
             typer.echo(to_json({"event": "end", "flow_run": run}))
             return
         from penstock.cli.screen import STYLES, Screen
+        from penstock.client import FlowRunState
 
-        how = f": {run.failure}" if run.failure else ""
+        # A run that was cancelled still has the failure of an attempt before.
+        how = f": {run.failure}" if run.state is FlowRunState.FAILED and run.failure else ""
         screen = Screen()
         screen.line(f"Flow run {run.name} ", (run.state.lower(), STYLES.get(run.state, "")), how or ".")
         if run.result_json is not None:

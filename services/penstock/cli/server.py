@@ -131,7 +131,7 @@ def _addresses(host: str | None, port_base: int | None) -> Mapping[str, str]:
         "flow_run": client.flow_run_address,
         "queue": client.queue_address,
         "log": client.log_address,
-        "keeper": client.address or place.address("keeper"),
+        "keeper": client.keeper_address,
     }
 
 

@@ -16,6 +16,13 @@ from penstock.cli.failures import EXIT_MISUSED, CommandFailed
 _SPAN: Final = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII | re.IGNORECASE)
 
 
+def start_of(start_at: str, start_in: str) -> datetime | timedelta | None:
+    """What --start-at or --in say; None where neither was given."""
+    if start_at:
+        return moment_of("--start-at", start_at)
+    return span_of("--in", start_in) if start_in else None
+
+
 def moment_of(option: str, text: str) -> datetime:
     """The moment in a text; a date alone is its midnight."""
     try:

@@ -141,7 +141,9 @@ class Place:
 
     def client_environ(self) -> dict[str, str]:
         """What tells clients and agents where these services are."""
-        return {f"{PREFIX}{name.upper()}_ADDRESS": self.address(name) for name in ("flow_run", "queue", "log")}
+        return {
+            f"{PREFIX}{name.upper()}_ADDRESS": self.address(name) for name in ("flow_run", "queue", "log", "keeper")
+        }
 
 
 class Suite:

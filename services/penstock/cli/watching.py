@@ -6,13 +6,13 @@ Ctrl-C on a terminal asks whether to let go of the run or to cancel it. Where no
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from signal import SIGINT
 from typing import Final
 
 import typer
 
+from penstock.agent.terminal import has_foreground
 from penstock.cli.failures import EXIT_LOST_CONTACT, CommandFailed, sentence_of
 from penstock.cli.progress import Display, exit_code_of, follow_run
 from penstock.cli.run_output import RunOutput
@@ -20,6 +20,7 @@ from penstock.client import AsyncClient, FlowRun, FlowRunState, LogLine, NotDue,
 from penstock.runtime.clock import SystemClock
 
 EXIT_DETACHED: Final = 130
+INPUT: Final = 0  # by its number, because Python has no object for an input that was closed
 CANCEL_REASON: Final = "Ctrl-C at penstock run --watch"
 QUESTION: Final = "\nDetach, or cancel the run? [d/c] "
 
@@ -161,16 +162,14 @@ def _is_due(step: Transition) -> bool:
 
 def _can_ask() -> bool:
     """Whether somebody sits at a terminal whose foreground this command has."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    return has_foreground(INPUT) and os.isatty(2)
 
 
 async def _wants_cancel() -> bool:
     import termios
 
     # What was typed before the question was no answer to it.
-    termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+    termios.tcflush(INPUT, termios.TCIFLUSH)
     while True:
         typer.echo(QUESTION, err=True, nl=False)
         match (await _line_from_terminal()).strip().lower():
@@ -182,19 +181,19 @@ async def _wants_cancel() -> bool:
 
 async def _line_from_terminal() -> str:
     """What is typed; empty when the input is closed."""
-    loop, terminal = asyncio.get_running_loop(), sys.stdin.fileno()
+    loop = asyncio.get_running_loop()
     typed: asyncio.Future[bytes] = loop.create_future()
 
     def read() -> None:
         try:
-            line = os.read(terminal, 1024)
+            line = os.read(INPUT, 1024)
         except OSError:  # the terminal is gone
             line = b""
         if not typed.done():
             typed.set_result(line)
 
-    loop.add_reader(terminal, read)
+    loop.add_reader(INPUT, read)
     try:
         return (await typed).decode(errors="replace")
     finally:
-        loop.remove_reader(terminal)
+        loop.remove_reader(INPUT)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from penstock.cli.failures import EXIT_MISUSED, CommandFailed
 from penstock.cli.which_run import is_id
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ Project: TypeAlias = Annotated[str, typer.Option("--project", help="The project 
 
 def find_flow(client: "Client", flow: str, project: str) -> "Flow":
     """The version that is meant: with an id of a version that one, otherwise the live one."""
+    if not flow.strip():
+        raise CommandFailed("FLOW is empty: give the id of a flow or of its group, or the flow's name.", EXIT_MISUSED)
     return client.look_up_flow(id=flow) if is_id(flow) else client.look_up_flow(name=flow, project=project)
 
 

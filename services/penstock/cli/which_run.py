@@ -6,7 +6,7 @@ from uuid import UUID
 
 import typer
 
-from penstock.cli.failures import CommandFailed
+from penstock.cli.failures import EXIT_MISUSED, CommandFailed
 
 if TYPE_CHECKING:
     from penstock.client import Client, FlowRun
@@ -20,6 +20,9 @@ Run: TypeAlias = Annotated[
 
 def find_run(client: "Client", run: str) -> "FlowRun":
     """The run that is meant, whole. Refuses a name of several runs by listing them."""
+    if not run.strip():
+        # A shell's variable that was never set must not mean whichever run there is.
+        raise CommandFailed("RUN is empty: give the id of a flow run, or its name.", EXIT_MISUSED)
     if is_id(run):
         return client.get_flow_run(run)
     found = list(islice(client.list_flow_runs(name=run, page_size=CANDIDATES_MAX + 1), CANDIDATES_MAX + 1))

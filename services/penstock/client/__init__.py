@@ -14,6 +14,7 @@ from penstock.client.enums import (
 )
 from penstock.client.errors import (
     AlreadyExists,
+    ChildrenLive,
     CutOff,
     DeadlineExceeded,
     FlowArchived,
@@ -60,6 +61,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "ChildPolicy",
+    "ChildrenLive",
     "Client",
     "CreatedFlowRun",
     "CutOff",

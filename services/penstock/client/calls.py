@@ -1,5 +1,6 @@
 """What a call is before it is made: which rpc, what is sent, what comes back. Both clients share the descriptions."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -64,3 +65,33 @@ class Following(Generic[Item]):
     cursor: str
     request: Callable[[str], Message]
     read: Callable[[Any, str], Step[Item]]
+
+
+class Ending:
+    """Ends a stream from outside, for a thread that waits for its next message."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._call: Any = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream was ended so."""
+        return self._ended.is_set()
+
+    def end(self) -> None:
+        """End it, wherever its reader is."""
+        self._ended.set()
+        if self._call is not None:
+            self._call.cancel()
+
+    def watch(self, call: Any) -> None:
+        """Note the call that brings the stream now."""
+        self._call = call
+        # Whichever of the two threads comes second to this sees what the other one set.
+        if self.ended:
+            call.cancel()
+
+    def pause(self, seconds: float) -> None:
+        """Wait for that long, unless the stream is ended first."""
+        self._ended.wait(seconds)

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import timedelta
 from types import TracebackType
@@ -26,8 +25,8 @@ from flowrun.v1.flow_service_pb2_grpc import FlowServiceStub
 from flowrun.v1.log_service_pb2_grpc import LogServiceStub
 from flowrun.v1.operator_service_pb2_grpc import OperatorServiceStub
 from penstock.client import agents, creations, explanations, flow_runs, flows, logs
-from penstock.client.calls import Call, Following, Listing, Service
-from penstock.client.errors import PenstockError, error_of, invalid
+from penstock.client.calls import Call, Ending, Following, Listing, Service
+from penstock.client.errors import CutOff, PenstockError, error_of, invalid
 from penstock.client.reconnection import PATIENCE, Reconnection, ended_early
 from penstock.domain.limits import MESSAGE_BYTES_MAX
 from penstock.runtime import telemetry
@@ -222,12 +221,18 @@ class Client(_Connections):
             yield from page.items
             token = page.next_page_token or None
 
-    def follow(self, following: Following[T]) -> Iterator[T]:
-        """Iterate over a described stream to its end, however often it breaks."""
+    def follow(self, following: Following[T], ending: Ending | None = None) -> Iterator[T]:
+        """Iterate over a described stream to its end, however often it breaks, or until another thread ends it."""
         method = self._method(following.service, following.rpc, open_sync_channel)
-        cursor, reconnection = following.cursor, Reconnection(self._patience)
-        while True:
-            call = method(_sendable(following.request(cursor)), timeout=STREAM_AGE_MAX.total_seconds())
+        cursor, reconnection, ending = following.cursor, Reconnection(self._patience), ending or Ending()
+        while not ending.ended:
+            request = _sendable(following.request(cursor))
+            try:
+                call = method(request, timeout=STREAM_AGE_MAX.total_seconds())
+            except ValueError:
+                # What a channel says that was closed.
+                raise CutOff("The client was closed while it followed a stream.") from None
+            ending.watch(call)
             broken: PenstockError = ended_early(self._addresses[following.service])
             try:
                 for response in call:
@@ -244,7 +249,8 @@ class Client(_Connections):
                 error.__traceback__ = None
             finally:
                 call.cancel()
-            time.sleep(reconnection.pause_seconds(broken))
+            if not ending.ended:
+                ending.pause(reconnection.pause_seconds(broken))
 
     def close(self) -> None:
         """Close all connections."""

@@ -108,9 +108,13 @@ class Overloaded(PenstockError):
 
 
 class Unavailable(PenstockError):
-    """No server answers, or it cannot serve now."""
+    """No server answers, or it went away before it did, or cannot serve now."""
 
     passing = True
+
+
+class ChildrenLive(Unavailable):
+    """Children of the cancelled run are still to be cancelled with it; wait `retry_after`, and ask again."""
 
 
 class DeadlineExceeded(PenstockError):
@@ -134,6 +138,7 @@ class CutOff(PenstockError):
 
 
 _BY_REASON: Mapping[str, type[PenstockError]] = {
+    "CHILDREN_LIVE": ChildrenLive,
     "FLOW_ARCHIVED": FlowArchived,
     "FLOW_NAME_AMBIGUOUS": FlowNameAmbiguous,
     "FLOW_RUN_LIVE": FlowRunLive,
@@ -162,6 +167,16 @@ _BY_CODE: Mapping[grpc.StatusCode, type[PenstockError]] = {
 
 
 _CODE_BY_NUMBER: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+# What the transport says of a call that has reached nobody. Of any other it is not known what became of it.
+_NEVER_SENT = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "errors resolving",
+    "DNS resolution failed",
+    "empty address list",
+)
 
 
 def error_of(error: grpc.RpcError, address: str) -> PenstockError:
@@ -221,8 +236,10 @@ def _sentence(explained: Explained, address: str) -> str:
     # Not our server's words: those of the transport, which name sockets and not what a person can do.
     if _comes_from_others(explained):
         return f"What answers at {address} is no Penstock server, or none for this call: is the address the right one?"
-    if explained.code is grpc.StatusCode.UNAVAILABLE:
+    if explained.code is grpc.StatusCode.UNAVAILABLE and explained.message.startswith(_NEVER_SENT):
         return f"No Penstock server answers at {address}."
+    if explained.code is grpc.StatusCode.UNAVAILABLE:
+        return f"The Penstock server at {address} went away before it answered; what was asked may have been done."
     if explained.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"The Penstock server at {address} did not answer in time."
     return explained.message or f"The Penstock server at {address} answered {explained.code.name}."

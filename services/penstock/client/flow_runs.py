@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,17 +22,9 @@ from penstock.client.enums import (
 )
 from penstock.client.errors import FlowRunDeleted, invalid
 from penstock.client.times import start_of, time_or_none
+from penstock.domain.run_config import RunConfig as RunConfig
+from penstock.wire.flows import run_config_to_proto
 from penstock.wire.times import to_time
-
-
-@dataclass(frozen=True, slots=True)
-class RunConfig:
-    """Where and how a run is launched."""
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-    working_directory: str = ""
-    image: str = ""
-    resources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,14 +329,7 @@ def run_config_of(message: nouns.RunConfig) -> RunConfig:
 
 def run_config_message(run_config: RunConfig | None) -> nouns.RunConfig | None:
     """The run config as the contract carries it."""
-    if run_config is None:
-        return None
-    return nouns.RunConfig(
-        environment=run_config.environment,
-        working_directory=run_config.working_directory,
-        image=run_config.image,
-        resources=run_config.resources,
-    )
+    return None if run_config is None else run_config_to_proto(run_config)
 
 
 def labels_message(field: str, labels: Sequence[str] | None) -> nouns.Labels | None:

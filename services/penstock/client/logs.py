@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from pendulum import DateTime
 
@@ -12,6 +12,9 @@ from penstock.client.calls import Call, Following, Listing, Page, Service, Step
 from penstock.client.enums import LogLevel, LogStream, number_of, word_of
 from penstock.client.times import timestamp_of
 from penstock.wire.times import to_time
+
+# How long the log of a run that has ended may say nothing before it is left; a killed run never closes its log.
+QUIET_SECONDS_MAX: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,15 @@ class FlowRunLive(Refusal):
 
 
 @dataclass(eq=False)
+class ChildrenLive(Refusal):
+    message: ClassVar = "Children of flow run {flow_run_id} are still to be cancelled with it; try again in a moment."
+    flow_run_id: str
+
+    def retry_after(self) -> timedelta | None:
+        return timedelta(seconds=1)
+
+
+@dataclass(eq=False)
 class FlowRunFinal(Refusal):
     message: ClassVar = "Flow run {flow_run_id} is {present} already."
     flow_run_id: str

@@ -10,10 +10,11 @@ from pendulum import DateTime
 
 from penstock.domain.errors import FlowArchived, NoLiveFlow
 from penstock.domain.ids import FlowGroupId, FlowId, ProjectId
-from penstock.domain.json_text import Json, Number, digest, parse
+from penstock.domain.json_text import Json, Number, canonical, digest, parse, parse_object
 from penstock.domain.limits import LOST_RESTARTS_DEFAULT
 from penstock.domain.log import LogLevel
 from penstock.domain.parameters import Parameter
+from penstock.domain.run_config import RunConfig as RunConfig
 
 Labels: TypeAlias = tuple[str, ...]  # sorted, without repeats
 
@@ -33,24 +34,6 @@ class Command:
 
 
 EntryPoint: TypeAlias = Callable | Command
-
-
-@dataclass(frozen=True, slots=True)
-class RunConfig:
-    """Where and how a run is launched. Taken whole from the run, else the group, else the flow."""
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-    working_directory: str = ""
-    image: str = ""
-    resources: Mapping[str, str] = field(default_factory=dict)
-
-    def as_json(self) -> Json:
-        return {
-            "environment": dict(self.environment),
-            "working_directory": self.working_directory,
-            "image": self.image,
-            "resources": dict(self.resources),
-        }
 
 
 class ChildPolicy(StrEnum):
@@ -187,6 +170,26 @@ def runnable(flow: Flow, group: FlowGroup) -> Flow:
     if group.live_flow_id is None:
         raise NoLiveFlow(flow_group_id=str(group.id))
     raise FlowArchived(flow_id=str(flow.id), live_flow_id=str(group.live_flow_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A flow of which runs may be made, with its defaults: read once, however many runs are made of it together."""
+
+    flow: Flow
+    group: FlowGroup
+    of_group: Mapping[str, Json]
+    # The canonical text of every default by its name, the group's before the flow's.
+    defaults: Mapping[str, str]
+
+    @classmethod
+    def of(cls, flow: Flow, group: FlowGroup) -> "Template":
+        """Refuses a flow that is archived."""
+        parameters = runnable(flow, group).registration.parameters
+        of_group = parse_object(group.default_parameters_json or "")
+        of_flow = {each.name: parse(each.default_json) for each in parameters if each.default_json is not None}
+        defaults = {name: canonical(value) for name, value in {**of_flow, **of_group}.items()}
+        return cls(flow, group, of_group, defaults)
 
 
 def _entry_point_json(entry_point: EntryPoint) -> Json:

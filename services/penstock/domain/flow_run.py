@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum, auto
+from hashlib import sha256
 from typing import TypeAlias, TypeVar
 
 from pendulum import DateTime
 
 from penstock.domain.errors import FlowRunLive, KeyReused, VersionStale
-from penstock.domain.flow import Flow, FlowGroup, Labels, Policy, PolicyAsked, RunConfig, runnable
+from penstock.domain.flow import Labels, Policy, PolicyAsked, RunConfig, Template
 from penstock.domain.ids import AgentId, ExecutionId, FlowGroupId, FlowId, FlowRunId
-from penstock.domain.json_text import Json, canonical, digest, parse, parse_object
+from penstock.domain.json_text import Json, canonical, joined
 from penstock.domain.limits import PARAMETERS_BYTES_MAX
 from penstock.domain.parameters import check_given, check_size
 from penstock.domain.state import FINAL, Cause, State, check_move
@@ -52,6 +53,33 @@ class ParentLease:
 
 
 @dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a creation asked, as digests: what a repeat of its key is compared with.
+
+    As asked, so that defaults that change meanwhile make no difference.
+    """
+
+    parameters: bytes
+    context: bytes
+    labels: bytes
+    run_config: bytes
+
+    def differing_fields(self, other: "Fingerprint") -> tuple[str, ...]:
+        """The names of the parts in which the two differ."""
+        return tuple(name for name in self.__slots__ if getattr(self, name) != getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a creation brings, in canonical text, as a fingerprint, and how many bytes these texts are."""
+
+    parameters: Mapping[str, str]
+    context_json: str
+    fingerprint: Fingerprint
+    bytes_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Creation:
     """A request to create a run, checked, with everything random already drawn, so that it can be repeated."""
 
@@ -72,30 +100,21 @@ class Creation:
     parent: ParentLease | None = None
     traceparent: str = ""
     tracestate: str = ""
+    # Written once, and before the creation waits for its transaction: inside it, the database would wait for that.
+    written: Written = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", _written(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What a creation asked, as digests: what a repeat of its key is compared with."""
-
-    parameters: bytes
-    context: bytes
-    labels: bytes
-    run_config: bytes
-
-    def differing_fields(self, other: "Fingerprint") -> tuple[str, ...]:
-        """The names of the parts in which the two differ."""
-        return tuple(name for name in self.__slots__ if getattr(self, name) != getattr(other, name))
-
-
-def fingerprint_of(creation: Creation) -> Fingerprint:
-    """What is compared under a key: as asked, so that defaults that change meanwhile make no difference."""
-    return Fingerprint(
-        parameters=digest(creation.parameters),
-        context=digest(creation.context),
-        labels=digest(None if creation.labels is None else list(creation.labels)),
-        run_config=digest(None if creation.run_config is None else creation.run_config.as_json()),
-    )
+def _written(creation: Creation) -> Written:
+    parameters = {name: canonical(value) for name, value in creation.parameters.items()}
+    context_json = canonical(creation.context)
+    labels = canonical(None if creation.labels is None else list(creation.labels))
+    run_config = canonical(None if creation.run_config is None else creation.run_config.as_json())
+    parts = [text.encode() for text in (joined(parameters), context_json, labels, run_config)]
+    fingerprint = Fingerprint(*(sha256(part).digest() for part in parts))
+    return Written(parameters, context_json, fingerprint, sum(map(len, parts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,21 +246,17 @@ class Starting:
     execution_id: ExecutionId
 
 
-def plan(creation: Creation, flow: Flow, group: FlowGroup, now: DateTime) -> FlowRun:
+def plan(creation: Creation, template: Template, now: DateTime) -> FlowRun:
     """The run that a creation asks for, or a refusal. Given goes before the group's, the group's before the flow's."""
-    registration = runnable(flow, group).registration
-    of_group = parse_object(group.default_parameters_json or "")
-    given = {**of_group, **creation.parameters}
+    flow, group = template.flow, template.group
+    registration = flow.registration
     check_given(
         registration.parameters,
         registration.accepts_extra_parameters,
-        given,
-        of_group.keys() - creation.parameters.keys(),
+        {**template.of_group, **creation.parameters},
+        template.of_group.keys() - creation.parameters.keys(),
     )
-    defaults = {
-        each.name: parse(each.default_json) for each in registration.parameters if each.default_json is not None
-    }
-    parameters_json = canonical(defaults | given)
+    parameters_json = joined({**template.defaults, **creation.written.parameters})
     check_size("parameters_json", parameters_json, PARAMETERS_BYTES_MAX)
     policy = creation.policy.over(registration.policy)
     return FlowRun(
@@ -259,7 +274,7 @@ def plan(creation: Creation, flow: Flow, group: FlowGroup, now: DateTime) -> Flo
         start_time=None,
         finish_time=None,
         parameters_json=parameters_json,
-        context_json=canonical(creation.context),
+        context_json=creation.written.context_json,
         labels=_first(creation.labels, group.labels, registration.labels),
         run_config=_first(creation.run_config, group.run_config, registration.run_config),
         policy=policy,
@@ -294,7 +309,7 @@ def birth(run: FlowRun) -> Transition:
 
 def repeated(creation: Creation, first: Fingerprint, run_id: FlowRunId) -> tuple[str, ...]:
     """In what a repeat of a key differs from the first use of it; a refusal where the caller prefers one."""
-    differing = first.differing_fields(fingerprint_of(creation))
+    differing = first.differing_fields(creation.written.fingerprint)
     if differing and creation.key_reuse is KeyReuse.REFUSE_IF_DIFFERENT:
         raise KeyReused(
             idempotency_key=creation.idempotency_key or "", flow_run_id=str(run_id), differing_fields=differing

@@ -22,6 +22,8 @@ class Number(str):
 
 Json: TypeAlias = "bool | str | Number | Sequence[Json] | Mapping[str, Json] | None"
 
+# Made once: half a megabyte of JSON may be a hundred thousand strings.
+_written: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
@@ -67,22 +69,26 @@ def canonical(value: Json) -> str:
     match value:
         case Number():
             return str(value)
-        case None | bool() | str():
+        case str():
             return _written(value)
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
         case Mapping():
-            members = (f"{_written(name)}:{canonical(member)}" for name, member in sorted(value.items()))
-            return "{" + ",".join(members) + "}"
+            return joined({name: canonical(member) for name, member in value.items()})
         case _:
             return "[" + ",".join(map(canonical, value)) + "]"
+
+
+def joined(members: Mapping[str, str]) -> str:
+    """The canonical form of an object whose members are written already."""
+    return "{" + ",".join([f"{_written(name)}:{text}" for name, text in sorted(members.items())]) + "}"
 
 
 def digest(value: Json) -> bytes:
     """The SHA-256 of the canonical form."""
     return sha256(canonical(value).encode()).digest()
-
-
-def _written(value: str | bool | None) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _integer(literal: str) -> Number:

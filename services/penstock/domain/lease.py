@@ -8,6 +8,7 @@ the `Change` to be written; none writes.
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum, auto
+from typing import Protocol
 from uuid import UUID
 
 from pendulum import DateTime
@@ -170,12 +171,25 @@ def offered(entry: Entry, *, holder: ProcessId, now: DateTime, ttl: timedelta) -
     )
 
 
-def may_be_offered(entry: Entry, *, now: DateTime) -> bool:
+class Held(Protocol):
+    """What says whether an entry may be offered."""
+
+    @property
+    def phase(self) -> Phase: ...
+
+    @property
+    def due_time(self) -> DateTime: ...
+
+    @property
+    def lease_expire_time(self) -> DateTime | None: ...
+
+
+def may_be_offered(entry: Held, *, now: DateTime) -> bool:
     """Whether a run is due, and waits or was offered to somebody whose time to accept ran out."""
     return entry.due_time <= now and waits(entry, now=now)
 
 
-def waits(entry: Entry, *, now: DateTime) -> bool:
+def waits(entry: Held, *, now: DateTime) -> bool:
     """Whether nobody holds an entry, nor an offer of it that could still be accepted."""
     expired = entry.lease_expire_time is not None and entry.lease_expire_time <= now
     return entry.phase is Phase.WAITING or (entry.phase is Phase.OFFERED and expired)
@@ -276,6 +290,15 @@ def cancelled(
             marked = replace(run, fence=entry.fence)
             moved, transition = move(marked, State.CANCELLED, at=now, cause=cause, message=reason)
             return Change(before=run, held=entry, run=moved, entry=None, transition=transition)
+
+
+def deserted(entry: Entry, run: FlowRun, *, now: DateTime) -> Change:
+    """The one process that would execute a run without an agent has not come for it: the run ends."""
+    assert entry.phase is Phase.WAITING
+    failure = Failure(type="Deserted", message="No process asked to execute it.")
+    marked = replace(run, fence=entry.fence, failure=failure)
+    moved, transition = move(marked, State.FAILED, at=now, cause=Cause.LOST, message=failure.message)
+    return Change(before=run, held=entry, run=moved, entry=None, transition=transition)
 
 
 def declined(entry: Entry, run: FlowRun, *, now: DateTime) -> Change:

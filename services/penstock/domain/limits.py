@@ -36,6 +36,7 @@ RESOURCES_MAX: Final = 64
 RUN_CONFIG_BYTES_MAX: Final = 256 * KIB
 
 # What a run may ask for.
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 PRIORITY_MAX: Final = 100
 PRIORITY_WORTH: Final = timedelta(seconds=3)  # so the highest priority is worth five minutes of waiting
 RETRIES_MAX: Final = 1_000
@@ -68,8 +69,9 @@ RELEASE_DELAY_MAX: Final = timedelta(seconds=60)
 RELEASE_DELAY_ASKED_MAX: Final = timedelta(days=1)
 DECLINED_DELAY: Final = timedelta(seconds=1)
 LONG_POLL_MAX: Final = timedelta(seconds=30)
-POLLS_MAX: Final = 10_000
+POLLS_MAX: Final = 1_000  # so that a sweep, which asks for all of them, takes a small part of its interval
 STOPS_WAITING_MAX: Final = 1_000  # on one stream, until its agent reads
+AGENTLESS_WAIT_MAX: Final = timedelta(minutes=5)  # that a run without an agent is due, until nobody is believed to come
 
 # Logs.
 LOG_LINES_PER_CALL_MAX: Final = 1_000
@@ -86,6 +88,8 @@ COMMITTER_WAITING_MAX: Final = 10_000
 COMMITTER_BATCH_MAX: Final = 500
 TRANSACTION_ATTEMPTS_MAX: Final = 5
 TICKET_WAIT_MAX: Final = timedelta(seconds=5)
+# Creations of many sizes share a commit; beyond this much of parameters and the like, others have waited long enough.
+CREATIONS_PER_COMMIT_BYTES_MAX: Final = 4 * MIB
 # A writing of log lines may be megabytes large, so fewer of them may wait, or share a commit, than of other calls.
 WRITINGS_WAITING_MAX: Final = 1_000
 WRITINGS_PER_COMMIT_MAX: Final = 64

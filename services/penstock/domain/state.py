@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 MOVES: Final[Mapping[State, frozenset[State]]] = {
-    State.SCHEDULED: frozenset({State.SUBMITTED, State.CANCELLED}),
+    State.SCHEDULED: frozenset({State.SUBMITTED, State.FAILED, State.CANCELLED}),
     State.SUBMITTED: frozenset({State.RUNNING, State.SCHEDULED, State.FAILED, State.CANCELLING}),
     State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.SCHEDULED, State.CANCELLING}),
     State.CANCELLING: frozenset({State.CANCELLED, State.SUCCEEDED, State.FAILED}),

@@ -7,9 +7,9 @@ from functools import partial
 from flowrun.v1.flow_run_service_pb2_grpc import add_FlowRunServiceServicer_to_server
 from flowrun.v1.flow_service_pb2_grpc import add_FlowServiceServicer_to_server
 from penstock.domain.ids import DEFAULT_TENANT
-from penstock.flow_run import creation, operations
+from penstock.flow_run import operations
 from penstock.flow_run.flow_service import FlowServicer
-from penstock.flow_run.service import FlowRunServicer, Watches, look
+from penstock.flow_run.service import FlowRunServicer, Watches, committing_creations, look
 from penstock.runtime import process, sql_spans, telemetry
 from penstock.runtime.clock import SystemClock
 from penstock.runtime.committer import Committer
@@ -41,7 +41,7 @@ async def main() -> int:
     listener = wakeups.listen(engine)
 
     start = partial(operations.start_flow_runs, ttl=settings.held_lease)
-    creations = Committer(flushing(database, creation.create_flow_runs), name="create")
+    creations = committing_creations(database)
     startings = Committer(flushing(database, start), name="start")
     finishings = Committer(flushing(database, operations.finish_flow_runs), name="finish")
     cancellings = Committer(flushing(database, operations.cancel_flow_runs), name="cancel")

@@ -1,7 +1,8 @@
 """Creating runs, and finding them by the key that created them, inside one transaction."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from pendulum import DateTime
@@ -14,7 +15,7 @@ from penstock.domain.errors import (
     NoLiveFlow,
     Refusal,
 )
-from penstock.domain.flow import Flow, FlowGroup
+from penstock.domain.flow import Flow, FlowGroup, Template
 from penstock.domain.flow_run import (
     Created,
     Creation,
@@ -22,7 +23,6 @@ from penstock.domain.flow_run import (
     FlowTarget,
     Target,
     birth,
-    fingerprint_of,
     plan,
     repeated,
 )
@@ -30,7 +30,7 @@ from penstock.domain.ids import FlowGroupId, FlowId, FlowRunId, LaneId, TenantId
 from penstock.domain.lanes import LaneKey
 from penstock.domain.lease import Lease, Phase, first_entry
 from penstock.storage import flow_runs, flows, keys, lanes, queue
-from penstock.storage.database import Transaction
+from penstock.storage.database import Overtaken, Transaction
 from penstock.storage.keys import Claim, Key, TargetKind
 
 NO_TARGET: Final = UUID(int=0)
@@ -43,33 +43,36 @@ def create_flow_runs(tx: Transaction, tenant: TenantId, creations: Sequence[Crea
     """Create runs whole: keys first, then lanes, then run, first transition and queue entry of the fresh ones.
 
     What is refused claims no key, and a key that was used before answers even where its flow could no longer be run.
-    A lane is a name that runs share; it stays where it was interned for a run that is then refused for its parent.
+    A lane is a name that runs share; it stays where it was interned for a run that is then not made.
     """
-    planned = _plan(tx, tenant, creations)
-    keys.claim(tx, tenant, (each for creation in creations if _goes(planned, creation) for each in _claims(creation)))
-    owners = keys.find(tx, tenant, (key for creation in creations for key in _keys(creation)))
-    repeats = _repeats(creations, owners)
-    fresh = [each for each in creations if _goes(planned, each) and each.flow_run_id not in repeats]
-    runs = {each.flow_run_id: _run(planned[each.flow_run_id]) for each in fresh}
-    lane_ids = lanes.intern(tx, tenant, map(_lane_of, runs.values()))
-    orphaned = _without_parent(tx, tenant, fresh)
-    # A repeat that brought one known key and one new one has claimed the new one for a run that is never made.
-    claimants = {claim.flow_run_id for claim in owners.values()}
-    keys.forget(tx, tenant, [*orphaned, *(claimants & repeats.keys())])
-    _insert(tx, tenant, [run for run in runs.values() if run.id not in orphaned], lane_ids)
-
+    runs, refused = _plan(tx, tenant, creations)
+    owners = _claim(tx, tenant, creations, runs)
+    earlier = {key: claim for key, claim in owners.items() if claim.flow_run_id not in runs}
+    unknown = [each for each in creations if each.flow_run_id in runs and earlier.keys().isdisjoint(_keys(each))]
+    lane_ids = lanes.intern(tx, tenant, [_lane_of(runs[each.flow_run_id]) for each in unknown])
+    refused = {**refused, **_without_parent(tx, tenant, unknown)}
+    repeats = _settle(tx, tenant, creations, owners, earlier, refused)
+    _insert(tx, tenant, [run for run in runs.values() if run.id not in refused and run.id not in repeats], lane_ids)
     known = flow_runs.by_id(tx, tenant, {claim.flow_run_id for claim in repeats.values()}) if repeats else {}
 
     def outcome(creation: Creation) -> Created | Refusal:
         claim = repeats.get(creation.flow_run_id)
-        if claim is None:
-            answer = orphaned.get(creation.flow_run_id) or planned[creation.flow_run_id]
-            return answer if isinstance(answer, Refusal) else Created(answer.id, answer, fresh=True)
-        if claim.flow_run_id in orphaned:
-            return orphaned[claim.flow_run_id]
-        return _repeat(creation, claim, known.get(claim.flow_run_id), tx.now)
+        if claim is not None:
+            return _repeat(creation, claim, known.get(claim.flow_run_id), tx.now)
+        refusal = refused.get(creation.flow_run_id)
+        return refusal or Created(creation.flow_run_id, runs[creation.flow_run_id], fresh=True)
 
     return [outcome(creation) for creation in creations]
+
+
+def create_flow_runs_again(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> list[Created | Refusal]:
+    """The same after a try that may have been committed although it failed: a run that is there was made by it."""
+    made = flow_runs.by_id(tx, tenant, [each.flow_run_id for each in creations])
+    missing = iter(create_flow_runs(tx, tenant, [each for each in creations if each.flow_run_id not in made]))
+    return [
+        Created(each.flow_run_id, made[each.flow_run_id], fresh=True) if each.flow_run_id in made else next(missing)
+        for each in creations
+    ]
 
 
 def get_flow_run_by_key(tx: Transaction, tenant: TenantId, target: Target, idempotency_key: str) -> Created:
@@ -83,10 +86,25 @@ def get_flow_run_by_key(tx: Transaction, tenant: TenantId, target: Target, idemp
     return Created(claim.flow_run_id, run, fresh=False, delete_time=_delete_time(claim, run, tx.now))
 
 
-Planned = Mapping[FlowRunId, FlowRun | Refusal]
+Runs: TypeAlias = Mapping[FlowRunId, FlowRun]
+Refused: TypeAlias = Mapping[FlowRunId, Refusal]
 
 
-def _plan(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> Planned:
+def _plan(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> tuple[Runs, Refused]:
+    """The runs that are asked for, as they would be, and the refusals of what cannot be run."""
+    template_of = _templates(tx, tenant, creations)
+    runs: dict[FlowRunId, FlowRun] = {}
+    refused: dict[FlowRunId, Refusal] = {}
+    for creation in creations:
+        try:
+            runs[creation.flow_run_id] = plan(creation, template_of(creation.target), tx.now)
+        except Refusal as refusal:
+            refused[creation.flow_run_id] = refusal
+    return runs, {**refused, **_naming_archived(tx, tenant, refused)}
+
+
+def _templates(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> Callable[[Target], Template]:
+    """What runs of these targets are made of, each flow read once; a refusal where there is nothing to run."""
     by_flow = {each.target.flow_id for each in creations if isinstance(each.target, FlowTarget)}
     named = flows.by_id(tx, tenant, by_flow) if by_flow else {}
     by_group = {each.target.flow_group_id for each in creations if not isinstance(each.target, FlowTarget)}
@@ -94,52 +112,37 @@ def _plan(tx: Transaction, tenant: TenantId, creations: Sequence[Creation]) -> P
     live_ids = {groups[each].live_flow_id for each in by_group if each in groups} - named.keys() - {None}
     found = {**named, **(flows.by_id(tx, tenant, [each for each in live_ids if each]) if live_ids else {})}
 
-    def planned(creation: Creation) -> FlowRun | Refusal:
-        try:
-            return plan(creation, *_flow_of(creation, found, groups), tx.now)
-        except Refusal as refusal:
-            return refusal
+    @cache
+    def template(flow_id: FlowId) -> Template:
+        return Template.of(found[flow_id], groups[found[flow_id].group_id])
 
-    plans = {creation.flow_run_id: planned(creation) for creation in creations}
-    return {**plans, **_naming_archived(tx, tenant, plans)}
+    return lambda target: template(_flow_of(target, found, groups))
 
 
-def _naming_archived(tx: Transaction, tenant: TenantId, plans: Planned) -> Planned:
+def _flow_of(target: Target, found: Mapping[FlowId, Flow], groups: Mapping[FlowGroupId, FlowGroup]) -> FlowId:
+    if isinstance(target, FlowTarget):
+        if target.flow_id not in found:
+            raise FlowNotFound(flow=str(target.flow_id))
+        return target.flow_id
+    group = groups.get(target.flow_group_id)
+    if group is None:
+        raise FlowGroupNotFound(flow_group=str(target.flow_group_id))
+    if group.live_flow_id is None:
+        raise NoLiveFlow(flow_group_id=str(group.id))
+    return group.live_flow_id
+
+
+def _naming_archived(tx: Transaction, tenant: TenantId, refused: Refused) -> Refused:
     """The refusals for want of a live flow, which name flows that could be unarchived."""
-    refused = {flow_run_id: each for flow_run_id, each in plans.items() if isinstance(each, NoLiveFlow)}
+    archived = {flow_run_id: each for flow_run_id, each in refused.items() if isinstance(each, NoLiveFlow)}
     latest = {
         group: flows.latest_archived(tx, tenant, FlowGroupId(UUID(group)), ARCHIVED_NAMED_MAX)
-        for group in {each.flow_group_id for each in refused.values()}
+        for group in {each.flow_group_id for each in archived.values()}
     }
     return {
         flow_run_id: NoLiveFlow(each.flow_group_id, tuple(map(str, latest[each.flow_group_id])))
-        for flow_run_id, each in refused.items()
+        for flow_run_id, each in archived.items()
     }
-
-
-def _flow_of(
-    creation: Creation, found: Mapping[FlowId, Flow], groups: Mapping[FlowGroupId, FlowGroup]
-) -> tuple[Flow, FlowGroup]:
-    if isinstance(creation.target, FlowTarget):
-        flow = found.get(creation.target.flow_id)
-        if flow is None:
-            raise FlowNotFound(flow=str(creation.target.flow_id))
-        return flow, groups[flow.group_id]
-    group = groups.get(creation.target.flow_group_id)
-    if group is None:
-        raise FlowGroupNotFound(flow_group=str(creation.target.flow_group_id))
-    if group.live_flow_id is None:
-        raise NoLiveFlow(flow_group_id=str(group.id))
-    return found[group.live_flow_id], group
-
-
-def _goes(planned: Planned, creation: Creation) -> bool:
-    return isinstance(planned[creation.flow_run_id], FlowRun)
-
-
-def _run(planned: FlowRun | Refusal) -> FlowRun:
-    assert isinstance(planned, FlowRun)
-    return planned
 
 
 def _keys(creation: Creation) -> Iterable[Key]:
@@ -156,21 +159,44 @@ def _key(target: Target, idempotency_key: str) -> Key:
 
 
 def _claims(creation: Creation) -> Iterable[Claim]:
-    fingerprint = fingerprint_of(creation)
-    return (Claim(key, creation.flow_run_id, fingerprint) for key in _keys(creation))
+    return (Claim(key, creation.flow_run_id, creation.written.fingerprint) for key in _keys(creation))
 
 
-def _repeats(creations: Sequence[Creation], owners: Mapping[Key, Claim]) -> Mapping[FlowRunId, Claim]:
-    """The creations that have been made before, and by which claim: one of their keys belongs to another run.
+def _claim(tx: Transaction, tenant: TenantId, creations: Sequence[Creation], runs: Runs) -> Mapping[Key, Claim]:
+    """Claim the keys of the planned runs; who has the keys of all creations, which may be a run made before."""
+    claims = [claim for each in creations if each.flow_run_id in runs for claim in _claims(each)]
+    keys.claim(tx, tenant, claims)
+    owners = keys.find(tx, tenant, [key for each in creations for key in _keys(each)])
+    if any(claim.key not in owners for claim in claims):
+        raise Overtaken("a key was taken, and its run has been deleted since")
+    return owners
 
-    That run may itself be a repeat in this flush, of one before it.
+
+def _settle(
+    tx: Transaction,
+    tenant: TenantId,
+    creations: Sequence[Creation],
+    owners: Mapping[Key, Claim],
+    earlier: Mapping[Key, Claim],
+    refused: Refused,
+) -> Mapping[FlowRunId, Claim]:
+    """Which creations have been made before, and by which claim: one of their keys belongs to a run that is there.
+
+    That run may be one of this flush. In order of arrival, what is neither refused nor a repeat takes its keys; those
+    that were claimed for a run that is not made after all go to whoever takes them so.
     """
+    taken = dict(earlier)
     repeats: dict[FlowRunId, Claim] = {}
     for creation in creations:
-        found = filter(None, map(owners.get, _keys(creation)))
-        claim = next((each for each in found if each.flow_run_id != creation.flow_run_id), None)
+        claim = next(filter(None, map(taken.get, _keys(creation))), None)
         if claim is not None:
-            repeats[creation.flow_run_id] = repeats.get(claim.flow_run_id, claim)
+            repeats[creation.flow_run_id] = claim
+        elif creation.flow_run_id not in refused:
+            taken.update((each.key, each) for each in _claims(creation))
+    unmade = {claim.flow_run_id for key, claim in owners.items() if taken.get(key) != claim}
+    if unmade:
+        keys.forget(tx, tenant, list(unmade))
+        keys.claim(tx, tenant, [claim for key, claim in taken.items() if owners[key].flow_run_id in unmade])
     return repeats
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from penstock.domain.errors import FlowRunLive, FlowRunNotFound, LeaseLost, Refusal, Unavailable
+from penstock.domain.errors import ChildrenLive, FlowRunLive, FlowRunNotFound, LeaseLost, Refusal
 from penstock.domain.flow_run import (
     Cancelling,
     Finishing,
@@ -32,6 +32,7 @@ from penstock.domain.lease import (
     first_entry,
     started,
 )
+from penstock.domain.limits import PAGE_SIZE_MAX
 from penstock.domain.log import ProducerKey
 from penstock.domain.queries import Page, PositionPage, RunFilter
 from penstock.domain.state import Cause, State
@@ -82,18 +83,19 @@ def finish_flow_runs(tx: Transaction, tenant: TenantId, finishings: Sequence[Fin
     """End each attempt whose supervisor shows the current lease. The first answer is given again to its repeat."""
     leases = [Lease(each.flow_run_id, each.fence) for each in finishings]
     at_work = _at_work(tx, tenant, leases)
-    over = executions.by_lease(tx, tenant, [lease for lease in leases if lease not in at_work])
-    now_known = flow_runs.by_id(tx, tenant, {lease.flow_run_id for lease in leases if lease not in at_work})
+    former = [lease for lease in leases if lease not in at_work]
+    ended = executions.by_lease(tx, tenant, former)
+    runs = flow_runs.by_id(tx, tenant, {lease.flow_run_id for lease in former}) if former else {}
 
     def decide(finishing: Finishing) -> Change | FlowRun | Refusal:
         lease = Lease(finishing.flow_run_id, finishing.fence)
         if lease in at_work:
             entry, run, execution = at_work[lease]
             return _or_refusal(lambda: finished(entry, run, execution, finishing, now=tx.now))
-        if finishing.flow_run_id not in now_known:
+        if finishing.flow_run_id not in runs:
             return FlowRunNotFound(flow_run_id=str(finishing.flow_run_id))
-        if _ended_by(over.get(lease), finishing):
-            return now_known[finishing.flow_run_id]
+        if _ended_by(ended.get(lease), finishing):
+            return runs[finishing.flow_run_id]
         return LeaseLost(flow_run_id=str(finishing.flow_run_id), fence=finishing.fence)
 
     decisions = [decide(finishing) for finishing in finishings]
@@ -106,12 +108,11 @@ def cancel_flow_runs(tx: Transaction, tenant: TenantId, cancellings: Sequence[Ca
     as it is."""
     asked = [each.flow_run_id for each in cancellings]
     entries = queue.hold_runs(tx, tenant, asked)
-    over = flow_runs.hold(tx, tenant, [each for each in asked if each not in entries])
-    if not all(run.final for run in over.values()):
+    runs = flow_runs.hold(tx, tenant, asked)
+    if not all(run.final for run in runs.values() if run.id not in entries):
         # It was restarted since its entry was looked for, and an entry is locked before its run.
         raise Overtaken
-    runs = {**over, **(flow_runs.by_id(tx, tenant, entries) if entries else {})}
-    done = executions.by_lease(tx, tenant, map(_lease_of, entries.values()))
+    at_work = executions.by_lease(tx, tenant, map(_lease_of, entries.values()))
 
     def decide(cancelling: Cancelling) -> Change | FlowRun | Refusal:
         run, entry = runs.get(cancelling.flow_run_id), entries.get(cancelling.flow_run_id)
@@ -119,7 +120,7 @@ def cancel_flow_runs(tx: Transaction, tenant: TenantId, cancellings: Sequence[Ca
             return FlowRunNotFound(flow_run_id=str(cancelling.flow_run_id))
         if entry is None:
             return run
-        execution = done.get(_lease_of(entry))
+        execution = at_work.get(_lease_of(entry))
         change = cancelled(entry, run, execution, now=tx.now, cause=Cause.CANCEL_ASKED, reason=cancelling.reason)
         return change or run
 
@@ -134,24 +135,27 @@ def restart_flow_run(tx: Transaction, tenant: TenantId, restarting: Restarting) 
     known = flow_runs.get(tx, tenant, restarting.flow_run_id)
     lane = LaneKey(known.labels, known.group_id)  # fixed when the run was created, so it may be read before the lock
     lane_id = lanes.intern(tx, tenant, [lane])[lane]
-    run = flow_runs.hold(tx, tenant, [known.id]).get(known.id)
-    if run is None:
-        raise FlowRunNotFound(flow_run_id=str(known.id))
+    children = queue.hold_cut_off(tx, tenant, known.id)
+    run, parent = _hold_with_parent(tx, tenant, known)
     if _was_restarted(tx, tenant, run, restarting):
         return run
     again, transition = restarted(run, restarting, at=tx.now)
     _check_followers(tx, tenant, run)
+    queue.rejoin_parent(tx, tenant, children, run.id)
+    if queue.any_cut_off(tx, tenant, run.id):
+        # A child was restarted since its entry was looked for, and an entry is locked before its parent's run.
+        raise Overtaken
     entry = first_entry(again, lane_id, fence=run.fence + 1)
     flow_runs.save_moves(tx, tenant, [(run, again)])
     flow_runs.insert_transitions(tx, tenant, [transition])
-    queue.insert(tx, tenant, [entry if _follows_its_parent(tx, tenant, run) else replace(entry, parent_id=None)])
+    queue.insert(tx, tenant, [entry if _may_go_on(parent) else replace(entry, parent_id=None)])
     return again
 
 
 def delete_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> bool:
     """Delete a finished run with all that was kept of it but its idempotency key; False if there is none."""
     keys.retire(tx, tenant, flow_run_id)  # first, as keys are locked before runs; a refusal takes it back
-    run = flow_runs.hold(tx, tenant, [flow_run_id]).get(flow_run_id)
+    run = flow_runs.hold_one(tx, tenant, flow_run_id)
     if run is None:
         return False
     if not run.final:
@@ -161,6 +165,11 @@ def delete_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -
     executions.remove(tx, tenant, run.id)
     logs.remove(tx, tenant, run.id)
     return True
+
+
+def check_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
+    """Refuse a run that does not exist."""
+    flow_runs.check(tx, tenant, flow_run_id)
 
 
 def get_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> FlowRun:
@@ -175,7 +184,7 @@ def list_flow_runs(tx: Transaction, tenant: TenantId, wanted: RunFilter, page: P
 
 def list_transitions(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, page: PositionPage) -> list[Transition]:
     """A page of a run's steps, oldest first."""
-    flow_runs.get(tx, tenant, flow_run_id)
+    check_flow_run(tx, tenant, flow_run_id)
     return flow_runs.list_transitions(tx, tenant, flow_run_id, page)
 
 
@@ -188,24 +197,34 @@ class Sight:
 
 
 def look_at_flow_runs(
-    tx: Transaction, tenant: TenantId, versions: Mapping[FlowRunId, int]
+    tx: Transaction, tenant: TenantId, seen: Mapping[FlowRunId, int]
 ) -> Mapping[FlowRunId, Sight | FlowRunNotFound]:
     """What lies behind the version that was seen of every watched run, or that there is no such run any more.
 
-    Steps are read before runs, so a run that moves in between shows its later steps at the next look.
+    Only a final run of which all steps are shown is read whole, and last: one that is restarted in between shows its
+    later steps at the next look.
     """
-    steps = flow_runs.transitions_after(tx, tenant, versions)
-    final = flow_runs.final_by_id(tx, tenant, versions)
-    gone = versions.keys() - final.keys() - flow_runs.existing(tx, tenant, versions)
+    now = flow_runs.standings(tx, tenant, seen)
+    steps = flow_runs.steps_at(tx, tenant, _unseen(seen, {each: standing.version for each, standing in now.items()}))
+    shown = {each: steps[each][-1].version if each in steps else seen[each] for each in now}
+    ended = [each for each, standing in now.items() if standing.final and shown[each] >= standing.version]
+    final = flow_runs.final_by_id(tx, tenant, ended) if ended else {}
 
-    def seen(flow_run_id: FlowRunId) -> Sight | FlowRunNotFound:
-        if flow_run_id in gone:
+    def sight_of(flow_run_id: FlowRunId) -> Sight | FlowRunNotFound:
+        if flow_run_id not in now:
             return FlowRunNotFound(flow_run_id=str(flow_run_id))
-        run, unseen = final.get(flow_run_id), steps[flow_run_id]
-        last = unseen[-1].version if unseen else versions[flow_run_id]
-        return Sight(unseen, run if run and run.version <= last else None)
+        run = final.get(flow_run_id)
+        return Sight(steps.get(flow_run_id, ()), run if run and run.version <= shown[flow_run_id] else None)
 
-    return {flow_run_id: seen(flow_run_id) for flow_run_id in versions}
+    return {flow_run_id: sight_of(flow_run_id) for flow_run_id in seen}
+
+
+def _unseen(seen: Mapping[FlowRunId, int], present: Mapping[FlowRunId, int]) -> Mapping[FlowRunId, range]:
+    """The versions to show next of runs that moved: together no more than make a page, shared out evenly, though at
+    least one of each: a run with a long history keeps nobody waiting. Every version has its step."""
+    moved = [each for each, version in present.items() if version > seen[each]]
+    share = max(1, PAGE_SIZE_MAX // max(1, len(moved)))
+    return {each: range(seen[each] + 1, min(present[each], seen[each] + share) + 1) for each in moved}
 
 
 AtWork = Mapping[Lease, tuple[Entry, FlowRun, Execution]]
@@ -217,8 +236,8 @@ def _at_work(tx: Transaction, tenant: TenantId, leases: Iterable[Lease]) -> AtWo
     if not held:
         return {}
     runs = flow_runs.by_id(tx, tenant, [lease.flow_run_id for lease in held])
-    done = executions.by_lease(tx, tenant, held)
-    return {lease: (entry, runs[lease.flow_run_id], done[lease]) for lease, entry in held.items()}
+    begun = executions.by_lease(tx, tenant, held)
+    return {lease: (entry, runs[lease.flow_run_id], begun[lease]) for lease, entry in held.items()}
 
 
 def _was_restarted(tx: Transaction, tenant: TenantId, run: FlowRun, restarting: Restarting) -> bool:
@@ -229,18 +248,23 @@ def _was_restarted(tx: Transaction, tenant: TenantId, run: FlowRun, restarting: 
     return step is not None and step.cause is Cause.RESTARTED
 
 
-def _follows_its_parent(tx: Transaction, tenant: TenantId, run: FlowRun) -> bool:
-    """Whether the run still has a parent that it may be cancelled with: one that was cancelled before has no say."""
-    if run.parent_id is None:
-        return False
-    parent = flow_runs.by_id(tx, tenant, [run.parent_id]).get(run.parent_id)
+def _hold_with_parent(tx: Transaction, tenant: TenantId, known: FlowRun) -> tuple[FlowRun, FlowRun | None]:
+    """Lock a run and the one that created it, so that of the two neither is restarted unseen by the other."""
+    held = flow_runs.hold(tx, tenant, filter(None, (known.id, known.parent_id)))
+    if known.id not in held:
+        raise FlowRunNotFound(flow_run_id=str(known.id))
+    return held[known.id], held.get(known.parent_id) if known.parent_id else None
+
+
+def _may_go_on(parent: FlowRun | None) -> bool:
+    """Whether there is a parent to be cancelled with: one that was cancelled has no say until it is restarted."""
     return parent is not None and parent.state not in (State.CANCELLING, State.CANCELLED)
 
 
 def _check_followers(tx: Transaction, tenant: TenantId, run: FlowRun) -> None:
     """Refuse to move a cancelled run while children are still to follow it, which is found out by its state."""
     if run.state is State.CANCELLED and queue.has_followers(tx, tenant, run.id):
-        raise Unavailable(detail=f"children of flow run {run.id} are still to be cancelled with it")
+        raise ChildrenLive(flow_run_id=str(run.id))
 
 
 def _lease_of(entry: Entry) -> Lease:
@@ -265,9 +289,8 @@ def _absent(
     doubtful = set(asked) - {lease.flow_run_id for lease in at_work}
     if not doubtful:
         return {}
-    return {
-        each: FlowRunNotFound(flow_run_id=str(each)) for each in doubtful - flow_runs.by_id(tx, tenant, doubtful).keys()
-    }
+    unknown = doubtful - flow_runs.existing(tx, tenant, doubtful)
+    return {each: FlowRunNotFound(flow_run_id=str(each)) for each in unknown}
 
 
 def _ended_by(execution: Execution | None, finishing: Finishing) -> bool:

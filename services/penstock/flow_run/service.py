@@ -14,14 +14,16 @@ from flowrun.v1.flow_run_service_pb2_grpc import FlowRunServiceServicer
 from penstock.domain.errors import FlowRunNotFound, Refusal
 from penstock.domain.flow_run import Cancelling, Created, Creation, Finishing, FlowRun, Starting, Transition
 from penstock.domain.ids import FlowRunId, TenantId
+from penstock.domain.limits import COMMITTER_WAITING_MAX, CREATIONS_PER_COMMIT_BYTES_MAX
 from penstock.flow_run import creation, operations
 from penstock.flow_run.operations import Sight, Started
 from penstock.runtime import telemetry
 from penstock.runtime.committer import Committer
 from penstock.runtime.drawing import Drawing
 from penstock.runtime.follow import Follower, Page
-from penstock.runtime.serving import tenant_of
+from penstock.runtime.serving import internal_error, tenant_of
 from penstock.storage.database import Database
+from penstock.storage.tenancy import flushing
 from penstock.wire import checks
 from penstock.wire import flow_runs as wire
 from penstock.wire.checks import Checks
@@ -65,8 +67,9 @@ class FlowRunServicer(FlowRunServiceServicer):
         self, request: pb.BatchCreateFlowRunsRequest, context: Context
     ) -> pb.BatchCreateFlowRunsResponse:
         items = wire.batch_of(request)
-        outcomes = await asyncio.gather(*(self._attempt(each, tenant_of(context)) for each in items))
-        return pb.BatchCreateFlowRunsResponse(outcomes=map(wire.outcome_to_proto, outcomes))
+        creating = (self._create(each, tenant_of(context)) for each in items)
+        outcomes = await asyncio.gather(*creating, return_exceptions=True)
+        return pb.BatchCreateFlowRunsResponse(outcomes=map(_outcome_to_proto, outcomes))
 
     async def StartFlowRun(self, request: pb.StartFlowRunRequest, context: Context) -> pb.StartFlowRunResponse:
         starting = wire.starting_of(request)
@@ -130,7 +133,7 @@ class FlowRunServicer(FlowRunServiceServicer):
         self, request: pb.WatchFlowRunRequest, context: Context
     ) -> None:
         flow_run_id, version = wire.watching_of(request)
-        await self._database.read(operations.get_flow_run, tenant_of(context), flow_run_id)
+        await self._database.read(operations.check_flow_run, tenant_of(context), flow_run_id)
         async with aclosing(self._watches.follow(flow_run_id, version)) as pages:
             async for page in pages:
                 for step, transition in page.items:
@@ -154,12 +157,19 @@ class FlowRunServicer(FlowRunServiceServicer):
         key = (asked.target, asked.idempotency_key) if asked.idempotency_key else asked.request_id
         return await self._creations.commit((tenant, asked), key=key)
 
-    async def _attempt(self, request: pb.CreateFlowRunRequest, tenant: TenantId) -> Created | Refusal:
-        """One item of a batch: its refusal is its own outcome."""
-        try:
-            return await self._create(request, tenant)
-        except Refusal as refusal:
-            return refusal
+
+def committing_creations(
+    database: Database, *, waiting_max: int = COMMITTER_WAITING_MAX
+) -> Committer[tuple[TenantId, Creation], Created]:
+    """What shares the commits of creations. A large one holds up those that come with it, so not many go together."""
+    return Committer(
+        flushing(database, creation.create_flow_runs),
+        name="create",
+        run_again=flushing(database, creation.create_flow_runs_again),
+        waiting_max=waiting_max,
+        weigh=lambda item: item[1].written.bytes_count,
+        weight_max=CREATIONS_PER_COMMIT_BYTES_MAX,
+    )
 
 
 async def look(
@@ -168,6 +178,16 @@ async def look(
     """What the watches of a process ask for, all at once."""
     found = await database.read(operations.look_at_flow_runs, tenant, versions)
     return {flow_run_id: _page_of(each) for flow_run_id, each in found.items()}
+
+
+def _outcome_to_proto(outcome: Created | BaseException) -> pb.BatchCreateFlowRunsOutcome:
+    """One item of a batch: its refusal is its own outcome, and so is a mistake of ours that concerns it."""
+    if isinstance(outcome, Created | Refusal):
+        return wire.outcome_to_proto(outcome)
+    if not isinstance(outcome, Exception):
+        raise outcome
+    told = internal_error(outcome, "an item of BatchCreateFlowRuns")
+    return pb.BatchCreateFlowRunsOutcome(refusal=pb.Refusal(code=grpc.StatusCode.INTERNAL.value[0], message=told))
 
 
 def _page_of(found: Sight | FlowRunNotFound) -> Page[Transition, FlowRun]:

@@ -69,8 +69,7 @@ def list_logs(
 
 def check_flow_run(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
     """Refuse a run that does not exist."""
-    if not flow_runs.existing(tx, tenant, [flow_run_id]):
-        raise FlowRunNotFound(flow_run_id=str(flow_run_id))
+    flow_runs.check(tx, tenant, flow_run_id)
 
 
 def tail_pages(

@@ -7,8 +7,9 @@ An idle agent costs no query of its own.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
@@ -27,6 +28,15 @@ from penstock.storage.database import Database
 
 LOGGER: Final = logging.getLogger(__name__)
 AWAY_PAUSE_SECONDS: Final = 0.5
+ROUNDS_MAX: Final = 100
+
+
+@dataclass(slots=True, eq=False)
+class _Round:
+    """One look at what is due for every tenant, and the tenants for which there may be more: something was taken."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    more_for: set[TenantId] = field(default_factory=set)
 
 
 class Dispatcher:
@@ -57,7 +67,7 @@ class Dispatcher:
         self._woken = asyncio.Event()
         self._draining = False
         self._taking = asyncio.Lock()
-        self._next_round = asyncio.Event()
+        self._next_round = _Round()
         self._taken_for: set[TenantId] = set()
         # Tenants that may have offers of this process which no stream has in hand: a take, or a stream's end, of which
         # it is not known whether it was committed.
@@ -121,16 +131,23 @@ class Dispatcher:
     async def run_once(self) -> float:
         """Hand out what is due and can be placed, for every tenant; return the seconds until more becomes due."""
         async with self._taking:
-            this_round, self._next_round = self._next_round, asyncio.Event()
+            this_round, self._next_round = self._next_round, _Round()
             try:
-                return await self._hand_out_everywhere()
+                return await self._hand_out_everywhere(this_round)
             finally:
-                this_round.set()
+                this_round.over.set()
 
-    async def a_round(self) -> None:
-        """Return once everything that is due has been handed out to whoever had room when this was called."""
-        self.wake()
-        await self._next_round.wait()
+    async def all_handed_out(self, tenant: TenantId) -> None:
+        """Return once nothing is due any more that somebody has room for; where that never ends, after many rounds.
+
+        One take has a bound, and it serves first those who have the most room.
+        """
+        for _ in range(ROUNDS_MAX):
+            self.wake()
+            this_round = self._next_round
+            await this_round.over.wait()
+            if tenant not in this_round.more_for:
+                return
 
     async def keep_in_touch(self) -> None:
         """Once per heartbeat say who lives, until cancelled."""
@@ -163,12 +180,16 @@ class Dispatcher:
                     LOGGER.warning("offers that were not accepted wait until they expire: %s", refusal)
         await self._nobody.wait()
 
-    async def _hand_out_everywhere(self) -> float:
+    async def _hand_out_everywhere(self, this_round: _Round) -> float:
         waits = [self._sweep_seconds]
         for tenant in sorted(self._unsure):
             await self._give_back_strays(tenant)
         for tenant in sorted({stream.tenant for stream in self._streams.values() if stream.room > 0}):
             taken = await self._take(tenant)
+            if taken.grants:
+                # There may be more behind these, and room that other lanes left unused.
+                this_round.more_for.add(tenant)
+                self.wake()
             if taken.next_due_in is not None:
                 waits.append(taken.next_due_in.total_seconds())
         return max(0.0, min(waits))
@@ -188,15 +209,13 @@ class Dispatcher:
             return rooms
 
         self._taken_for.add(tenant)
-        self._unsure.add(tenant)
-        taken = await self._database.run(operations.take, tenant, rooms_of, holder=self._holder, ttl=self._offer_lease)
-        if seats:
-            self._turns[tenant] = seats[-1].lane_id
-        await self._hand_out(tenant, taken.grants, seats)
-        self._unsure.discard(tenant)
-        if taken.grants:
-            # There may be more behind these, and room that other lanes left unused.
-            self.wake()
+        with self._unsure_on_failure(tenant):
+            taken = await self._database.run(
+                operations.take, tenant, rooms_of, holder=self._holder, ttl=self._offer_lease
+            )
+            if seats:
+                self._turns[tenant] = seats[-1].lane_id
+            await self._hand_out(tenant, taken.grants, seats)
         return taken
 
     async def _hand_out(self, tenant: TenantId, grants: Sequence[Grant], seats: Sequence[Seat]) -> None:
@@ -248,8 +267,19 @@ class Dispatcher:
     async def _give_back_strays(self, tenant: TenantId) -> None:
         in_hand = [lease for stream in self._of(tenant) for lease in stream.in_hand]
         in_hand += self._entrusted.get(tenant, ())
-        await self._database.run(operations.give_back_strays, tenant, in_hand, holder=self._holder)
+        # Before the look: a stream that ends without a trace meanwhile asks for another one.
         self._unsure.discard(tenant)
+        with self._unsure_on_failure(tenant):
+            await self._database.run(operations.give_back_strays, tenant, in_hand, holder=self._holder)
+
+    @contextmanager
+    def _unsure_on_failure(self, tenant: TenantId) -> Iterator[None]:
+        """Whatever fails in here may have been committed all the same."""
+        try:
+            yield
+        except BaseException:
+            self._unsure.add(tenant)
+            raise
 
     async def _store_who_lives(self, tenant: TenantId) -> None:
         heard_of = [stream for stream in self._of(tenant) if stream.heard_of]

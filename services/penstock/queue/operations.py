@@ -34,6 +34,7 @@ from penstock.domain.limits import KEEPER_BATCH_MAX
 from penstock.domain.queries import Page
 from penstock.storage import agents, executions, flow_runs, flows, logs, queue
 from penstock.storage.database import Transaction
+from penstock.storage.queue import Glimpse
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +97,14 @@ class Watch:
 class Seen:
     """What there is for a long poll now, and how long it is until there may be more; None when nobody can tell.
 
-    `gone` says that the run it waits for is live no more, `ready` that it may be offered.
+    `gone` says that the run it waits for is live no more, `ready` that it may be offered, `on_offer` that somebody
+    else may accept it, or not.
     """
 
     judged: Joined
     gone: bool = False
     ready: bool = False
+    on_offer: bool = False
     more_in: timedelta | None = None
 
 
@@ -109,7 +112,7 @@ def look(tx: Transaction, tenant: TenantId, watches: Sequence[Watch]) -> list[Se
     """What there is for each of these long polls, asked for all of them at once."""
     asked = {lease.flow_run_id for watch in watches for lease in watch.held}
     asked.update(watch.flow_run_id for watch in watches if watch.flow_run_id is not None)
-    entries = queue.by_run(tx, tenant, asked)
+    entries = queue.glimpses(tx, tenant, asked)
     return [_seen(watch, entries, tx.now) for watch in watches]
 
 
@@ -217,7 +220,8 @@ def release_flow_runs(tx: Transaction, tenant: TenantId, releasings: Sequence[Re
 def join(tx: Transaction, tenant: TenantId, hello: AgentHello, stream_id: StreamId) -> Joined:
     """Write the agent and its stream; return what became of the leases that it says it holds."""
     agents.connect(tx, tenant, hello, stream_id)
-    return _judged(hello.held, queue.rejoin(tx, tenant, hello.held, holder=hello.agent_id))
+    held = queue.rejoin(tx, tenant, hello.held, holder=hello.agent_id)
+    return _judged(hello.held, {lease: entry.phase for lease, entry in held.items()})
 
 
 def stopping(tx: Transaction, tenant: TenantId, agent_ids: Iterable[AgentId]) -> Mapping[UUID, Sequence[Lease]]:
@@ -248,9 +252,10 @@ def list_agents(tx: Transaction, tenant: TenantId, page: Page, *, proven_within:
     return agents.list_agents(tx, tenant, page, proven_within=proven_within)
 
 
-def _seen(watch: Watch, entries: Mapping[FlowRunId, Entry], now: DateTime) -> Seen:
-    present = {Lease(each.flow_run_id, each.fence): each for each in entries.values() if each.phase in queue.HOLDING}
-    judged = _judged(watch.held, present)
+def _seen(watch: Watch, entries: Mapping[FlowRunId, Glimpse], now: DateTime) -> Seen:
+    # Its own leases are looked up: those who ask together are many, and so are the entries that they ask for.
+    held = {lease: entries[lease.flow_run_id].phase for lease in watch.held if _holds(lease, entries)}
+    judged = _judged(watch.held, held)
     if watch.flow_run_id is None:
         return Seen(judged)
     entry = entries.get(watch.flow_run_id)
@@ -262,16 +267,21 @@ def _seen(watch: Watch, entries: Mapping[FlowRunId, Entry], now: DateTime) -> Se
         case Phase.WAITING:
             return Seen(judged, more_in=entry.due_time - now)
         case Phase.OFFERED if entry.lease_expire_time is not None:
-            return Seen(judged, more_in=max(entry.due_time, entry.lease_expire_time) - now)
+            return Seen(judged, on_offer=True, more_in=max(entry.due_time, entry.lease_expire_time) - now)
         case _:
             return Seen(judged)
 
 
-def _judged(said: Iterable[Lease], held: Mapping[Lease, Entry]) -> Joined:
+def _holds(lease: Lease, entries: Mapping[FlowRunId, Glimpse]) -> bool:
+    entry = entries.get(lease.flow_run_id)
+    return entry is not None and entry.fence == lease.fence and entry.phase in queue.HOLDING
+
+
+def _judged(said: Iterable[Lease], held: Mapping[Lease, Phase]) -> Joined:
     leases = tuple(said)
     return Joined(
         lost=tuple(lease for lease in leases if lease not in held),
-        stopping=tuple(lease for lease in leases if lease in held and held[lease].phase is Phase.STOPPING),
+        stopping=tuple(lease for lease in leases if held.get(lease) is Phase.STOPPING),
     )
 
 

@@ -1,8 +1,12 @@
 """Long polls: the same as the stream for those who cannot keep one, and the only way to lease one run by its name.
 
 A poll for any run joins the dispatcher as a stream does, with credit for one batch. What polls wait for beside that (a
-named run to become due, the end of what their agents hold) is asked for all of them together: once per hint that
+named run to become due, the end of what their agents hold) is asked for many of them together: once per hint that
 concerns them, at the next due time, and per sweep.
+
+A hint that a run moved concerns whoever watches that run. A hint that something is due concerns those whose run was on
+offer to somebody else: any other run becomes due by moving, or at a time that is known. A sweep asks for all, a slice
+at a time, so that a hint never waits for the whole of it.
 """
 
 import asyncio
@@ -13,13 +17,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from typing import Final
 
 from flowrun.v1 import lease_pb2
 from penstock.domain.agent import Joined, Polling
 from penstock.domain.errors import Overloaded, Refusal, Unavailable
 from penstock.domain.ids import FlowRunId, ProcessId, TenantId
-from penstock.domain.limits import POLLS_MAX
+from penstock.domain.limits import LEASES_PER_CALL_MAX, POLLS_MAX
 from penstock.queue import operations
 from penstock.queue.dispatcher import Dispatcher, going
 from penstock.queue.offers import fitting
@@ -63,6 +68,12 @@ class _Poll:
         named = {self.polling.flow_run_id} if self.polling.flow_run_id is not None else set()
         return named | {lease.flow_run_id for lease in self.polling.hello.held}
 
+    @property
+    def may_get_it_untold(self) -> bool:
+        """Whether its run may become free without moving: it was on offer, or taken between a look and the take."""
+        named = self.polling.flow_run_id is not None
+        return named and (self.seen is None or self.seen.on_offer or self.seen.ready)
+
 
 class Polls:
     """Serves the long polls of this process. All its state may be lost: offers then expire and wait again."""
@@ -87,7 +98,9 @@ class Polls:
         self._polls: set[_Poll] = set()
         self._watching: dict[FlowRunId, set[_Poll]] = {}
         self._asking: set[_Poll] = set()
-        self._all_ask = False
+        self._something_is_due = False
+        # Those who are still to be asked for in the present sweep.
+        self._sweeping: dict[_Poll, None] = {}
         self._taking_back: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._nobody = asyncio.Event()
@@ -103,11 +116,13 @@ class Polls:
 
     def hear(self, hint: Hint) -> None:
         """Look for the polls that a hint concerns. To be called on the event loop's thread."""
-        if hint.anything or hint.due or hint.stop:
-            self._all_ask = True
+        if hint.anything:
+            self._sweep()
+        # What shall stop has moved, too.
         for flow_run_id in hint.moved & self._watching.keys():
             self._asking |= self._watching[flow_run_id]
-        if self._all_ask or self._asking:
+        self._something_is_due = self._something_is_due or hint.due
+        if self._sweeping or self._asking or self._something_is_due:
             self._woken.set()
 
     async def serve(self) -> None:
@@ -115,15 +130,17 @@ class Polls:
         time = asyncio.get_running_loop().time
         next_sweep = time() + self._sweep_seconds
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min([next_sweep, *(poll.more_at for poll in self._polls)])):
-                    await self._woken.wait()
+            if not self._sweeping:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(min([next_sweep, *(poll.more_at for poll in self._polls)])):
+                        await self._woken.wait()
             self._woken.clear()
             # Asked by the clock, not by the timeout: hints that never pause must not keep the sweep away.
             if time() >= next_sweep:
-                self._all_ask = True
+                self._sweep()
                 next_sweep = time() + self._sweep_seconds * random.uniform(0.8, 1)  # noqa: S311
-            self._asking.update(poll for poll in self._polls if poll.more_at <= time())
+            now = time()
+            self._asking.update(poll for poll in self._polls if poll.more_at <= now)
             try:
                 await self.look_once()
             except Refusal as refusal:
@@ -131,9 +148,12 @@ class Polls:
                 LOGGER.warning("finding nothing for those who poll for now: %s", refusal)
 
     async def look_once(self) -> None:
-        """Ask once for each tenant what there is for its polls, those that have a reason to ask."""
-        asking = {poll for poll in self._polls if poll.runs} if self._all_ask else self._asking
-        self._all_ask, self._asking = False, set()
+        """Ask once for each tenant what there is for its polls: those with a reason to ask, and a slice of a sweep."""
+        asking, self._asking = self._asking, set()
+        if self._something_is_due:
+            self._something_is_due = False
+            asking.update(poll for poll in self._polls if poll.may_get_it_untold)
+        asking |= self._slice()
         for poll in asking:
             poll.more_at = math.inf
         for tenant in sorted({poll.tenant for poll in asking}):
@@ -147,6 +167,22 @@ class Polls:
         await self._nobody.wait()
         if self._taking_back:
             await asyncio.wait(self._taking_back)
+
+    def _sweep(self) -> None:
+        """Ask for all, from now on. Those who wait for their turn in a sweep already do not lose it."""
+        self._sweeping |= dict.fromkeys(poll for poll in self._polls if poll.runs)
+
+    def _slice(self) -> set[_Poll]:
+        """The next polls of the sweep, as many as have the runs of one statement, and at least one."""
+        taken: set[_Poll] = set()
+        count = 0
+        for poll in list(islice(self._sweeping, LEASES_PER_CALL_MAX)):
+            count += len(poll.runs)
+            if taken and count > LEASES_PER_CALL_MAX:
+                break
+            taken.add(poll)
+            del self._sweeping[poll]
+        return taken
 
     @contextlib.contextmanager
     def _present(self, tenant: TenantId, polling: Polling) -> Iterator[_Poll]:
@@ -164,6 +200,7 @@ class Polls:
         finally:
             self._polls.discard(poll)
             self._asking.discard(poll)
+            self._sweeping.pop(poll, None)
             for flow_run_id in poll.runs:
                 self._watching[flow_run_id].discard(poll)
                 if not self._watching[flow_run_id]:
@@ -190,7 +227,7 @@ class Polls:
 
         async def patience() -> None:
             # A run that is due is offered also to one who will not wait at all.
-            await self._dispatcher.a_round()
+            await self._dispatcher.all_handed_out(poll.tenant)
             await asyncio.sleep(poll.deadline - asyncio.get_running_loop().time())
 
         offered = asyncio.create_task(stream.next_message())

@@ -12,12 +12,12 @@ from penstock.domain.limits import DEADLINE_DEFAULT, MESSAGE_BYTES_MAX
 from penstock.runtime import telemetry
 from penstock.runtime.settings import is_loopback
 
-# What machinery may repeat: reads, calls that carry a fence, a version, a digest or a position, and creations, whose
-# clients always send a request_id. RestartFlowRun names the final version; DeleteFlowRun's repeat may find nothing.
+# What machinery may repeat: reads, calls that carry a fence, a version or a position, and creations, whose clients
+# always send a request_id. RestartFlowRun names the final version. Left out is what, come late, would undo what others
+# did meanwhile: RegisterFlow, CancelFlowRun, UnarchiveFlow. The repeat of a DeleteFlowRun would say that it found none.
 REPEATABLE: Final[tuple[str, ...]] = (
     "flowrun.v1.FlowService/CreateProject",
     "flowrun.v1.FlowService/ListProjects",
-    "flowrun.v1.FlowService/RegisterFlow",
     "flowrun.v1.FlowService/GetFlow",
     "flowrun.v1.FlowService/LookUpFlow",
     "flowrun.v1.FlowService/ListFlows",

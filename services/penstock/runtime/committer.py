@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import timedelta
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -21,6 +21,7 @@ from penstock.runtime import telemetry
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+Run: TypeAlias = Callable[[list[Item]], Awaitable[Sequence[Outcome | Refusal]]]
 
 _LOGGER: Final = logging.getLogger(__name__)
 _WAIT_MIN: Final = timedelta(milliseconds=100)
@@ -39,20 +40,29 @@ class Committer(Generic[Item, Outcome]):
 
     `run` performs a list of items in one transaction and returns one outcome for each, in order; an outcome that is a
     Refusal is raised in its caller alone. Whoever stops waiting before its flush began was never there.
+
+    A flush ends at `batch_max` items, and before the item with which it would weigh more than `weight_max`. `run_again`
+    performs items of a flush that failed unexpectedly, of which nobody knows whether it was committed nevertheless.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Awaitable[Sequence[Outcome | Refusal]]],
+        run: Run[Item, Outcome],
         *,
         name: str,
+        run_again: Run[Item, Outcome] | None = None,
         waiting_max: int = COMMITTER_WAITING_MAX,
         batch_max: int = COMMITTER_BATCH_MAX,
+        weigh: Callable[[Item], int] = lambda item: 0,
+        weight_max: int = 0,
     ) -> None:
         self._run = run
+        self._run_again = run_again or run
         self._name = name
         self._waiting_max = waiting_max
         self._batch_max = batch_max
+        self._weigh = weigh
+        self._weight_max = weight_max
         # In order of arrival; a dict, because whoever gives up leaves from the middle.
         self._waiting: dict[_Waiting[Item, Outcome], None] = {}
         self._arrived = asyncio.Event()
@@ -90,11 +100,15 @@ class Committer(Generic[Item, Outcome]):
         """The first of those that wait, at most one for each key; they wait no longer."""
         batch: list[_Waiting[Item, Outcome]] = []
         keys: set[Hashable] = set()
+        weight = 0
         for waiting in self._waiting:
             if len(batch) == self._batch_max:
                 break
             if waiting.key is not None and waiting.key in keys:
                 continue
+            weight += self._weigh(waiting.item)
+            if batch and weight > self._weight_max:
+                break
             keys.add(waiting.key)
             batch.append(waiting)
         for waiting in batch:
@@ -108,7 +122,7 @@ class Committer(Generic[Item, Outcome]):
             return
         began = time.monotonic()
         try:
-            outcomes = await self._performed(batch)
+            outcomes = await self._performed(self._run, batch)
         except Unavailable as refusal:
             _settle_all(batch, refusal)
         except Exception as error:
@@ -126,7 +140,7 @@ class Committer(Generic[Item, Outcome]):
         _LOGGER.warning("%s: a flush of %d failed and is repeated one by one", self._name, len(batch), exc_info=error)
         for position, waiting in enumerate(batch):
             try:
-                outcomes = await self._performed([waiting])
+                outcomes = await self._performed(self._run_again, [waiting])
             except Unavailable as refusal:
                 _settle_all(batch[position:], refusal)
                 return
@@ -136,11 +150,13 @@ class Committer(Generic[Item, Outcome]):
                 (outcome,) = outcomes
                 _settle(waiting, outcome)
 
-    async def _performed(self, batch: list[_Waiting[Item, Outcome]]) -> Sequence[Outcome | Refusal]:
+    async def _performed(
+        self, run: Run[Item, Outcome], batch: list[_Waiting[Item, Outcome]]
+    ) -> Sequence[Outcome | Refusal]:
         items = [waiting.item for waiting in batch]
         sampled = [waiting.caller for waiting in batch if waiting.caller.trace_flags.sampled]
         if not sampled:
-            return await self._run(items)
+            return await run(items)
         # The first caller's trace shows the flush that all of them shared; the others' traces are linked.
         parent = trace.set_span_in_context(NonRecordingSpan(sampled[0]), Context())
         links = [Link(caller) for caller in sampled[1:]]
@@ -148,7 +164,7 @@ class Committer(Generic[Item, Outcome]):
         with telemetry.tracer().start_as_current_span(
             f"commit {self._name}", context=parent, links=links, attributes=attributes
         ):
-            return await self._run(items)
+            return await run(items)
 
 
 def _settle_all(batch: Sequence[_Waiting[Item, Outcome]], refusal: Refusal) -> None:

@@ -40,6 +40,14 @@ def tenant_of(context: Context) -> TenantId:
     return DEFAULT_TENANT
 
 
+def internal_error(error: Exception, what: str) -> str:
+    """Log an unexpected failure of `what`; what its caller is told of it, which finds it in the log."""
+    trace_id = telemetry.trace_id_of(telemetry.current_traceparent() or telemetry.new_traceparent())
+    _LOGGER.error("%s failed; trace id %s", what, trace_id, exc_info=error)
+    trace.get_current_span().record_exception(error)
+    return f"Internal error; trace id {trace_id}."
+
+
 class Serving:
     """What surrounds every handler of one process."""
 
@@ -196,10 +204,7 @@ async def _fail(error: Exception, method: str, context: Context) -> NoReturn:
         await _refuse(cause, context)
     if isinstance(cause, NotImplementedError):
         await _abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served by this version.", context)
-    trace_id = telemetry.trace_id_of(telemetry.current_traceparent() or telemetry.new_traceparent())
-    _LOGGER.error("%s failed; trace id %s", method, trace_id, exc_info=cause)
-    trace.get_current_span().record_exception(cause)
-    await _abort(grpc.StatusCode.INTERNAL, f"Internal error; trace id {trace_id}.", context)
+    await _abort(grpc.StatusCode.INTERNAL, internal_error(cause, method), context)
 
 
 def _cause_of(error: Exception) -> Exception:

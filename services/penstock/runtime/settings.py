@@ -20,13 +20,13 @@ from penstock.domain.limits import (
     DEADLINE_DEFAULT,
     HEARTBEAT_INTERVAL,
     HELD_LEASE,
+    LOG_LEVELS,
     OFFER_LEASE,
     STREAM_AGE_MAX,
     SWEEP_INTERVAL,
 )
 
 PREFIX: Final = "PENSTOCK_"
-LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 ADDRESS_FORM: Final = "HOST:PORT, such as 127.0.0.1:4710"
 CREDENTIAL_FORM: Final = "printable ASCII characters without white space at its ends"
 FLOW_RUN_PORT: Final = 4710
@@ -141,22 +141,27 @@ class KeeperSettings(ServiceSettings):
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings(Settings):
-    """Where the services are, and how to speak to them. `address` stands for each that is not given by itself."""
+    """Where the services are, and how to speak to them. `address` stands for each that is not given by itself.
+
+    The keeper is asked for nothing but its health.
+    """
 
     table: ClassVar[str] = "client"
     address: str = ""
     flow_run_address: str = ""
     queue_address: str = ""
     log_address: str = ""
+    keeper_address: str = ""
     token: str = field(default="", repr=False)
     timeout: timedelta = DEADLINE_DEFAULT
 
     def __post_init__(self) -> None:
-        for name in ("address", "flow_run_address", "queue_address", "log_address"):
+        for name in ("address", "flow_run_address", "queue_address", "log_address", "keeper_address"):
             given = getattr(self, name)
             _demand(not given or is_address(given), name.upper(), ADDRESS_FORM, given)
         _demand_token(self.token)
-        for name, port in (("flow_run", FLOW_RUN_PORT), ("queue", QUEUE_PORT), ("log", LOG_PORT)):
+        ports = {"flow_run": FLOW_RUN_PORT, "queue": QUEUE_PORT, "log": LOG_PORT, "keeper": KEEPER_PORT}
+        for name, port in ports.items():
             given = getattr(self, f"{name}_address")
             object.__setattr__(self, f"{name}_address", given or self.address or f"127.0.0.1:{port}")
 

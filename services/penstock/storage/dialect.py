@@ -53,7 +53,8 @@ def insert_unless_present(
 ) -> set[tuple[Any, ...]]:
     """Insert the rows whose key, by default the primary one, is not there yet; return the keys that were inserted.
 
-    Rows must differ in their keys and come sorted by them, so that two transactions lock keys in one order.
+    Rows must differ in their keys and come sorted by them, so that two transactions lock keys in one order. Where a
+    table has several unique keys, rows that are equal in one of those that `key` does not name are equal in `key` too.
     """
     if not rows:
         return set()
@@ -65,7 +66,9 @@ def insert_unless_present(
         insert_many(conn, table, [row for each, row in asked.items() if each not in found])
         return asked.keys() - found
     names = ", ".join(column.name for column in key)
-    statement = _unnesting(table, tuple(rows[0]), f"ON CONFLICT ({names}) DO NOTHING RETURNING {names}")
+    # No key is named as the one that may conflict: of two that insert one row at once, the second may meet any of its
+    # keys first, and a key that was not named would be an error.
+    statement = _unnesting(table, tuple(rows[0]), f"ON CONFLICT DO NOTHING RETURNING {names}")
     return set(map(tuple, conn.execute(statement.columns(*key), _columns(rows))))
 
 

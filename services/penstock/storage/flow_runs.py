@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, bindparam, delete, select, tuple_, update
@@ -10,6 +10,7 @@ from sqlalchemy import Row, Select, bindparam, delete, select, tuple_, update
 from penstock.domain.errors import FlowRunNotFound
 from penstock.domain.flow_run import Failure, FlowRun, Transition
 from penstock.domain.ids import FlowRunId, TenantId
+from penstock.domain.limits import PAGE_SIZE_MAX
 from penstock.domain.queries import Page, PositionPage, RunFilter
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
@@ -46,6 +47,14 @@ MOVE: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a run has come: its version, and whether it is final."""
+
+    version: int
+    final: bool
+
+
 def insert(tx: Transaction, tenant: TenantId, runs: Sequence[FlowRun]) -> None:
     """Insert new runs."""
     dialect.insert_many(tx.conn, flow_runs, [_to_row(tenant, each) for each in runs])
@@ -65,7 +74,7 @@ def save_moves(tx: Transaction, tenant: TenantId, moves: Sequence[tuple[FlowRun,
     rows = [
         {"of_tenant": tenant, "of_run": before.id, "of_version": before.version}
         | {f"new_{name}": value for name, value in _to_row(tenant, after).items() if name in MOVABLE}
-        for before, after in moves
+        for before, after in sorted(moves, key=lambda each: each[0].id)
     ]
     moved = tx.conn.execute(MOVE, rows).rowcount
     assert moved == len(rows), f"{moved} of {len(rows)} moves met the version they were decided on"
@@ -94,10 +103,28 @@ def hold(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping
     return {each.id: each for each in map(_from_row, rows)}
 
 
+def hold_one(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> FlowRun | None:
+    """Lock this run; None if there is none."""
+    return hold(tx, tenant, [flow_run_id]).get(flow_run_id)
+
+
 def existing(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> frozenset[FlowRunId]:
     """Those of these runs that exist."""
     found = select(run.flow_run_id).where(run.tenant_id == tenant, run.flow_run_id.in_(list(ids)))
     return frozenset(tx.conn.scalars(found))
+
+
+def check(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
+    """Refuse a run that does not exist."""
+    if not existing(tx, tenant, [flow_run_id]):
+        raise FlowRunNotFound(flow_run_id=str(flow_run_id))
+
+
+def standings(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, Standing]:
+    """How far these runs have come; the ones that do not exist are left out."""
+    found = select(run.flow_run_id, run.version, run.finish_time.is_not(None).label("final"))
+    rows = tx.conn.execute(found.where(run.tenant_id == tenant, run.flow_run_id.in_(list(ids))))
+    return {row.flow_run_id: Standing(row.version, bool(row.final)) for row in rows}
 
 
 def final_by_id(tx: Transaction, tenant: TenantId, ids: Iterable[FlowRunId]) -> Mapping[FlowRunId, FlowRun]:
@@ -142,18 +169,18 @@ def list_transitions(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId, 
     return list(map(_step_from_row, tx.conn.execute(listed.order_by(step.version).limit(page.size))))
 
 
-def transitions_after(
-    tx: Transaction, tenant: TenantId, versions: Mapping[FlowRunId, int]
-) -> Mapping[FlowRunId, list[Transition]]:
-    """The steps of many runs, each after its own version, oldest first; runs that exist but did not move have none."""
-    listed = select(transitions).where(step.tenant_id == tenant, step.flow_run_id.in_(list(versions)))
-    if versions:
-        listed = listed.where(step.version > min(versions.values()))
-    after: dict[FlowRunId, list[Transition]] = {flow_run_id: [] for flow_run_id in versions}
-    for each in map(_step_from_row, tx.conn.execute(listed.order_by(step.flow_run_id, step.version))):
-        if each.version > versions[each.flow_run_id]:
-            after[each.flow_run_id].append(each)
-    return after
+def steps_at(
+    tx: Transaction, tenant: TenantId, versions: Mapping[FlowRunId, range]
+) -> Mapping[FlowRunId, Sequence[Transition]]:
+    """The steps that led many runs to these versions, oldest first; runs without any are left out."""
+    asked = [(flow_run_id, version) for flow_run_id, some in versions.items() for version in some]
+    found: dict[FlowRunId, list[Transition]] = {}
+    for start in range(0, len(asked), PAGE_SIZE_MAX):  # in parts, because a statement takes only so many parameters
+        part = tuple_(step.flow_run_id, step.version).in_(asked[start : start + PAGE_SIZE_MAX])
+        listed = select(transitions).where(step.tenant_id == tenant, part).order_by(step.flow_run_id, step.version)
+        for each in map(_step_from_row, tx.conn.execute(listed)):
+            found.setdefault(each.flow_run_id, []).append(each)
+    return found
 
 
 def _filtered(listed: Select[Any], wanted: RunFilter) -> Select[Any]:

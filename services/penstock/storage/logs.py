@@ -4,7 +4,7 @@ The head of a run's log is locked while lines are stored, and it alone gives out
 and become visible in their order: a cursor, which is a position, never skips a line that was committed late.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from sqlalchemy import (
     delete,
     false,
     func,
+    insert,
     literal,
     or_,
     select,
@@ -36,10 +37,10 @@ from penstock.domain.log import Content, Dropped, LogLine, ProducerEnd, Producer
 from penstock.domain.queries import LogFilter
 from penstock.storage import dialect
 from penstock.storage.database import Transaction
-from penstock.storage.schema import executions, flow_runs, log_heads, log_lines, log_producers
+from penstock.storage.schema import deleted_logs, executions, flow_runs, log_heads, log_lines, log_producers
 from penstock.storage.types import Id
 
-head, producer, line = log_heads.c, log_producers.c, log_lines.c
+head, producer, line, left = log_heads.c, log_producers.c, log_lines.c, deleted_logs.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +134,37 @@ def append(
 
 
 def remove(tx: Transaction, tenant: TenantId, flow_run_id: FlowRunId) -> None:
-    """Delete the log of a run, after whoever is writing to it, and tell whoever tails it."""
+    """Delete the log of a run, after whoever is writing to it, and tell whoever tails it.
+
+    Its lines are noted, to be removed bit by bit: nobody finds them without the run, and no run has its id again.
+    """
     lock_heads(tx, tenant, [flow_run_id])
-    for table in (log_lines, log_producers, log_heads):
+    of_run = (head.tenant_id == tenant, head.flow_run_id == flow_run_id)
+    lines_left = select(log_heads).where(*of_run, head.first_position <= head.last_position)
+    tx.conn.execute(insert(deleted_logs).from_select(head.keys(), lines_left))
+    for table in (log_producers, log_heads):
         tx.conn.execute(delete(table).where(table.c.tenant_id == tenant, table.c.flow_run_id == flow_run_id))
     tx.hint.written.add(flow_run_id)
+
+
+def deleted_exist(tx: Transaction, tenant: TenantId) -> bool:
+    """Whether lines of deleted logs are left."""
+    return tx.conn.execute(select(left.flow_run_id).where(left.tenant_id == tenant).limit(1)).first() is not None
+
+
+def remove_deleted(tx: Transaction, tenant: TenantId, limit: int) -> int:
+    """Remove up to `limit` lines of deleted logs that nobody else is removing; return how many.
+
+    Those of a log from the first on, by position, so that what is gone already is never looked through again.
+    """
+    noted = select(deleted_logs).where(left.tenant_id == tenant).order_by(left.flow_run_id).limit(limit)
+    found = tx.conn.execute(noted.with_for_update(skip_locked=True)).all()
+    spans = list(_first(limit, found))
+    if spans:
+        named = [{"of_tenant": tenant, "of_run": run, "first": first, "last": last} for run, first, last in spans]
+        for statement in (_REMOVE_LINES, _REMOVE_NOTE, _SHORTEN_NOTE):
+            tx.conn.execute(statement, named)
+    return sum(last - first + 1 for _, first, last in spans)
 
 
 def lines(
@@ -251,6 +278,34 @@ _ADVANCE_PRODUCER: Final = (
     )
     .values(last_sequence=bindparam("new_last_sequence"), closed=bindparam("new_closed"))
 )
+
+_LINES_OF_SPAN: Final = (
+    line.tenant_id == bindparam("of_tenant"),
+    line.flow_run_id == bindparam("of_run"),
+    line.position.between(bindparam("first"), bindparam("last")),
+)
+_AS_NOTED: Final = (
+    left.tenant_id == bindparam("of_tenant"),
+    left.flow_run_id == bindparam("of_run"),
+    left.first_position == bindparam("first"),
+)
+_REMOVE_LINES: Final = delete(log_lines).where(*_LINES_OF_SPAN)
+_REMOVE_NOTE: Final = delete(deleted_logs).where(*_AS_NOTED, left.last_position == bindparam("last"))
+_SHORTEN_NOTE: Final = (
+    update(deleted_logs)
+    .where(*_AS_NOTED, left.last_position > bindparam("last"))
+    .values(first_position=bindparam("last", type_=BigInteger) + 1)
+)
+
+
+def _first(count: int, noted: Iterable[Row[Any]]) -> Iterator[tuple[FlowRunId, int, int]]:
+    """The first positions of these logs, `count` of them or all, as spans."""
+    for row in noted:
+        if count == 0:
+            return
+        last = min(row.last_position, row.first_position + count - 1)
+        count -= last - row.first_position + 1
+        yield row.flow_run_id, row.first_position, last
 
 
 def _fitting(near: Select[Any], tenant: TenantId, bytes_max: int) -> Select[Any]:

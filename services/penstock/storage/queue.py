@@ -7,7 +7,8 @@ are read in the next statement, because one that is joined into the locking stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from enum import Enum, auto
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import UUID
 
 from pendulum import DateTime
@@ -26,16 +27,17 @@ from sqlalchemy import (
     update,
 )
 
+from penstock.domain.flow import ChildPolicy
 from penstock.domain.ids import FlowRunId, LaneId, ProcessId, TenantId
-from penstock.domain.lanes import Lane
+from penstock.domain.lanes import AGENTLESS, Lane
 from penstock.domain.lease import Change, Entry, Lease, Phase
 from penstock.domain.limits import LEASES_PER_CALL_MAX
 from penstock.domain.state import State
 from penstock.storage import dialect, flow_runs, lanes
 from penstock.storage.database import Transaction
 from penstock.storage.schema import flow_runs as runs_table
+from penstock.storage.schema import lane_labels, queue_entries
 from penstock.storage.schema import lanes as lanes_table
-from penstock.storage.schema import queue_entries
 
 entry = queue_entries.c
 T = TypeVar("T")
@@ -67,6 +69,16 @@ CHANGE: Final = update(queue_entries).where(AS_LOCKED).values({name: bindparam(f
 REMOVE: Final = delete(queue_entries).where(AS_LOCKED)
 
 
+class Among(Enum):
+    """Which parents to look at for children that go with them, if not at some that are named."""
+
+    STOPPING = auto()  # those that are asked to stop: few, and found at once
+    ALL = auto()  # all that have live children, which costs the more the more there are
+
+
+Parents: TypeAlias = Among | Collection[FlowRunId]
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where a live run stands: its entry, the lane it is in, and whether it may be taken by its time."""
@@ -74,6 +86,17 @@ class Standing:
     entry: Entry
     lane: Lane
     due: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """As much of an entry as says whether it may be offered, and whether a lease on it still holds."""
+
+    flow_run_id: FlowRunId
+    phase: Phase
+    fence: int
+    due_time: DateTime
+    lease_expire_time: DateTime | None
 
 
 def insert(tx: Transaction, tenant: TenantId, entries: Sequence[Entry]) -> None:
@@ -184,12 +207,13 @@ def hold_runs(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> d
     return {each.flow_run_id: each for each in map(_from_row, rows)}
 
 
-def by_run(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> Mapping[FlowRunId, Entry]:
-    """The entries of these runs as they are now, not locked. A run left out is not live."""
-    found: dict[FlowRunId, Entry] = {}
+def glimpses(tx: Transaction, tenant: TenantId, runs: Iterable[FlowRunId]) -> Mapping[FlowRunId, Glimpse]:
+    """What the entries of these runs are like now, not locked. A run left out is not live."""
+    columns = [entry[name] for name in Glimpse.__slots__]
+    found: dict[FlowRunId, Glimpse] = {}
     for part in _parts(sorted(set(runs))):
-        live = select(queue_entries).where(entry.tenant_id == tenant, entry.flow_run_id.in_(part))
-        found |= {each.flow_run_id: each for each in map(_from_row, tx.conn.execute(live))}
+        live = select(*columns).where(entry.tenant_id == tenant, entry.flow_run_id.in_(part))
+        found |= {row.flow_run_id: Glimpse(*row) for row in tx.conn.execute(live)}
     return found
 
 
@@ -205,9 +229,9 @@ def stopping(tx: Transaction, tenant: TenantId, holders: Iterable[UUID]) -> Mapp
     return found
 
 
-def orphans_exist(tx: Transaction, tenant: TenantId) -> bool:
+def orphans_exist(tx: Transaction, tenant: TenantId, parents: Parents) -> bool:
     """Whether `hold_orphans` would find any."""
-    return tx.conn.execute(_orphans(tenant).limit(1)).first() is not None
+    return tx.conn.execute(_orphans(tenant, parents).limit(1)).first() is not None
 
 
 def has_followers(tx: Transaction, tenant: TenantId, parent_id: FlowRunId) -> bool:
@@ -218,13 +242,32 @@ def has_followers(tx: Transaction, tenant: TenantId, parent_id: FlowRunId) -> bo
     return tx.conn.execute(children.limit(1)).first() is not None
 
 
-def hold_orphans(tx: Transaction, tenant: TenantId, limit: int) -> dict[Lease, Entry]:
-    """Lock up to `limit` entries, not asked to stop yet, whose parent is CANCELLING or CANCELLED.
+def hold_cut_off(tx: Transaction, tenant: TenantId, parent_id: FlowRunId) -> list[FlowRunId]:
+    """Lock the entries of live children that should be cancelled with this run and are cut off from it: they were
+    restarted after it was cancelled. In the order of their runs."""
+    cut_off = _cut_off(tenant, parent_id).order_by(entry.flow_run_id)
+    return list(tx.conn.scalars(cut_off.with_for_update(of=queue_entries)))
+
+
+def any_cut_off(tx: Transaction, tenant: TenantId, parent_id: FlowRunId) -> bool:
+    """Whether `hold_cut_off` would find any."""
+    return tx.conn.execute(_cut_off(tenant, parent_id).limit(1)).first() is not None
+
+
+def rejoin_parent(tx: Transaction, tenant: TenantId, children: Sequence[FlowRunId], parent_id: FlowRunId) -> None:
+    """Let these children, whose entries are locked, go with their parent again."""
+    for part in _parts(children):
+        cut_off = update(queue_entries).where(entry.tenant_id == tenant, entry.flow_run_id.in_(part))
+        tx.conn.execute(cut_off.values(parent_id=parent_id))
+
+
+def hold_orphans(tx: Transaction, tenant: TenantId, parents: Parents, limit: int) -> dict[Lease, Entry]:
+    """Lock up to `limit` entries, not asked to stop yet, whose parent is CANCELLING or CANCELLED and one of `parents`.
 
     The state of the parent is judged in the locking statement, so that of a parent which was restarted meanwhile no
     child of its next attempt is found.
     """
-    orphans = _orphans(tenant).order_by(entry.flow_run_id).limit(limit)
+    orphans = _orphans(tenant, parents).order_by(entry.flow_run_id).limit(limit)
     rows = tx.conn.execute(orphans.with_for_update(skip_locked=True, of=queue_entries))
     return {Lease(each.flow_run_id, each.fence): each for each in map(_from_row, rows)}
 
@@ -240,6 +283,25 @@ def hold_expired(tx: Transaction, tenant: TenantId, phases: Sequence[Phase], lim
         .with_for_update(skip_locked=True)
     )
     return {Lease(each.flow_run_id, each.fence): each for each in map(_from_row, tx.conn.execute(expired))}
+
+
+def hold_deserted(tx: Transaction, tenant: TenantId, due_by: DateTime, limit: int) -> list[Entry]:
+    """Lock up to `limit` entries that are executed without an agent, were due by then, and still wait."""
+    deserted = _deserted(tenant, due_by).order_by(entry.flow_run_id).limit(limit).with_for_update(skip_locked=True)
+    return list(map(_from_row, tx.conn.execute(deserted)))
+
+
+def deserted_exist(tx: Transaction, tenant: TenantId, due_by: DateTime) -> bool:
+    """Whether `hold_deserted` would find any."""
+    return tx.conn.execute(_deserted(tenant, due_by).limit(1)).first() is not None
+
+
+def expired_offers_exist(tx: Transaction, tenant: TenantId) -> bool:
+    """Whether `give_back_expired` would find any."""
+    expired = select(entry.flow_run_id).where(
+        entry.tenant_id == tenant, IS_LEASED, entry.phase == Phase.OFFERED, entry.lease_expire_time <= tx.now
+    )
+    return tx.conn.execute(expired.limit(1)).first() is not None
 
 
 def give_back(tx: Transaction, tenant: TenantId, leases: Iterable[Lease], *, holder: ProcessId) -> int:
@@ -318,8 +380,43 @@ def _is_due(tx: Transaction) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return entry.rank_time <= tx.now, entry.due_time <= tx.now
 
 
-def _orphans(tenant: TenantId) -> Select[Any]:
-    """Children of runs that are cancelled, found by hopping from parent to parent, however many children each has."""
+def _deserted(tenant: TenantId, due_by: DateTime) -> Select[Any]:
+    """The rank is never later than the time when a run is due, so it bounds the scan."""
+    lane = lane_labels.c
+    agentless = select(lane.lane_id).where(lane.tenant_id == tenant, lane.label == AGENTLESS)
+    return select(queue_entries).where(
+        entry.tenant_id == tenant,
+        entry.lane_id.in_(agentless),
+        IS_WAITING,
+        entry.rank_time <= due_by,
+        entry.due_time <= due_by,
+    )
+
+
+def _orphans(tenant: TenantId, parents: Parents) -> Select[Any]:
+    parent = runs_table.c
+    cancelled = select(parent.flow_run_id).where(
+        parent.tenant_id == tenant,
+        parent.flow_run_id.in_(_candidates(tenant, parents)),
+        parent.state.in_((State.CANCELLING, State.CANCELLED)),
+    )
+    return select(queue_entries).where(
+        entry.tenant_id == tenant, entry.parent_id.in_(cancelled), entry.phase != Phase.STOPPING
+    )
+
+
+def _candidates(tenant: TenantId, parents: Parents) -> Select[Any] | Sequence[FlowRunId]:
+    match parents:
+        case Among.STOPPING:
+            return select(entry.flow_run_id).where(entry.tenant_id == tenant, IS_STOPPING)
+        case Among.ALL:
+            return _live_parents(tenant)
+        case _:
+            return list(parents)
+
+
+def _live_parents(tenant: TenantId) -> Select[Any]:
+    """Runs with live children, found by hopping from parent to parent, however many children each has."""
 
     def next_parent(beyond: ColumnElement[Any] | None) -> Select[Any]:
         hop = select(entry.parent_id).where(entry.tenant_id == tenant, entry.parent_id.is_not(None))
@@ -330,14 +427,17 @@ def _orphans(tenant: TenantId) -> Select[Any]:
     hops = select(first.c.parent_id).cte("parents", recursive=True)
     onward = next_parent(hops.c.parent_id).scalar_subquery()
     hops = hops.union_all(select(onward).where(hops.c.parent_id.is_not(None)))
-    parent = runs_table.c
-    cancelled = select(parent.flow_run_id).where(
-        parent.tenant_id == tenant,
-        parent.flow_run_id.in_(select(hops.c.parent_id)),
-        parent.state.in_((State.CANCELLING, State.CANCELLED)),
-    )
-    return select(queue_entries).where(
-        entry.tenant_id == tenant, entry.parent_id.in_(cancelled), entry.phase != Phase.STOPPING
+    return select(hops.c.parent_id)
+
+
+def _cut_off(tenant: TenantId, parent_id: FlowRunId) -> Select[Any]:
+    child = runs_table.c
+    of_parent = (child.tenant_id == tenant, child.parent_id == parent_id, child.finish_time.is_(None))
+    return (
+        select(entry.flow_run_id)
+        .join(runs_table, and_(child.tenant_id == tenant, child.flow_run_id == entry.flow_run_id))
+        .where(entry.tenant_id == tenant, entry.parent_id.is_(None))
+        .where(*of_parent, child.child_policy == ChildPolicy.CANCEL)
     )
 
 

@@ -1,9 +1,9 @@
 """The tables, their constraints and indexes. The tenant comes first in every primary and unique key.
 
 Locks are taken in one order everywhere: keys and request ids (sorted), lanes (by digest), concurrency limits (sorted),
-queue entries, parents included (sorted by run), flow_runs, executions, log_heads. The queue entry is the lock of a live
-run. Hot tables have no foreign keys: what belongs together is written and deleted in one transaction, and a key to
-flow_runs would take locks against that order.
+queue entries, parents and children included (sorted by run), flow_runs (sorted), executions, log_heads, deleted_logs.
+The queue entry is the lock of a live run. Hot tables have no foreign keys: what belongs together is written and deleted
+in one transaction, and a key to flow_runs would take locks against that order.
 """
 
 from enum import StrEnum
@@ -431,4 +431,16 @@ log_lines = Table(
     one_of("stream", LogStream),
     CheckConstraint("content_kind IN ('data', 'dropped', 'text')", name="content_kind"),
     CheckConstraint("(content_kind = 'dropped') = (dropped_count IS NOT NULL)", name="dropped"),
+)
+
+# What a deletion leaves to the keeper, because a log may have millions of lines: the positions still to be removed.
+deleted_logs = Table(
+    "deleted_logs",
+    metadata,
+    Column("tenant_id", Id, nullable=False),
+    Column("flow_run_id", Id, nullable=False),
+    Column("first_position", BigInteger, nullable=False),
+    Column("last_position", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "flow_run_id"),
+    CheckConstraint("first_position >= 1 AND last_position >= first_position", name="positions"),
 )

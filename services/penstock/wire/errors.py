@@ -12,6 +12,7 @@ from grpc import RpcError, StatusCode
 from flowrun.v1 import flow_run_service_pb2
 from penstock.domain.errors import (
     AgentSilent,
+    ChildrenLive,
     CredentialInvalid,
     ExecutionRefused,
     FlowArchived,
@@ -62,6 +63,7 @@ CODES: Final[Mapping[type[Refusal], StatusCode]] = MappingProxyType(
         SessionReplaced: StatusCode.ABORTED,
         AgentSilent: StatusCode.DEADLINE_EXCEEDED,
         Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+        ChildrenLive: StatusCode.UNAVAILABLE,
         Unavailable: StatusCode.UNAVAILABLE,
     }
 )

@@ -182,31 +182,20 @@ def watching_of(request: flow_run_service_pb2.WatchFlowRunRequest) -> tuple[Flow
 
 def flow_run_to_proto(run: FlowRun, *, whole: bool = True) -> flow_run_pb2.FlowRun:
     """The run; not whole, as in lists, without its parameters, context and result."""
-    return flow_run_pb2.FlowRun(
-        flow_run_id=str(run.id),
-        flow_id=str(run.flow_id),
-        flow_group_id=str(run.group_id),
-        flow_name=run.flow_name,
-        name=run.name,
-        state=STATE_TO_PROTO[run.state],
-        version=run.version,
-        attempt=run.attempt,
-        scheduled_start_time=to_timestamp(run.scheduled_start_time),
-        create_time=to_timestamp(run.create_time),
-        start_time=None if run.start_time is None else to_timestamp(run.start_time),
-        finish_time=None if run.finish_time is None else to_timestamp(run.finish_time),
-        parameters_json=run.parameters_json if whole else "",
-        context_json=run.context_json if whole else "",
-        labels=run.labels,
-        run_config=run_config_to_proto(run.run_config),
-        policy=policy_to_proto(run.policy),
-        idempotency_key=run.idempotency_key,
-        parent_flow_run_id="" if run.parent_id is None else str(run.parent_id),
-        result_json=run.result_json if whole else None,
-        failure=None if run.failure is None else failure_to_proto(run.failure),
-        trace_context=_trace_context(run),
-        fence=run.fence,
-    )
+    message = _flow_run_in_short(run)
+    message.labels.extend(run.labels)
+    message.run_config.CopyFrom(run_config_to_proto(run.run_config))
+    message.policy.CopyFrom(policy_to_proto(run.policy))
+    message.trace_context.update(_trace_context(run))
+    if run.idempotency_key is not None:
+        message.idempotency_key = run.idempotency_key
+    if run.failure is not None:
+        message.failure.CopyFrom(failure_to_proto(run.failure))
+    if whole:
+        message.parameters_json, message.context_json = run.parameters_json, run.context_json
+        if run.result_json is not None:
+            message.result_json = run.result_json
+    return message
 
 
 def created_to_proto(
@@ -265,6 +254,7 @@ def failure_to_proto(failure: Failure) -> flow_run_pb2.Failure:
 
 
 def _flow_run_in_short(run: FlowRun) -> flow_run_pb2.FlowRun:
+    """What a run is, where it stands and since when: as much as tells a thousand of them apart."""
     return flow_run_pb2.FlowRun(
         flow_run_id=str(run.id),
         flow_id=str(run.flow_id),
@@ -325,27 +315,27 @@ def _outcome_of(checks: Checks, request: flow_run_service_pb2.FinishFlowRunReque
                 checks.json("succeeded.result_json", result_json, RESULT_BYTES_MAX)
             return Succeeded(result_json)
         case "failed":
-            return _failure_of(checks, "failed", request.failed)
+            return _failure_of(request.failed)
         case "stopped":
-            return Stopped(checks.text("stopped.message", request.stopped.message, REASON_CHARACTERS_MAX))
+            return Stopped(_storable(request.stopped.message[:REASON_CHARACTERS_MAX]))
         case _:
             checks.refuse("outcome", "is required: succeeded, failed or stopped")
             return Succeeded()
 
 
-def _failure_of(checks: Checks, field: str, failure: flow_run_pb2.Failure) -> Failure:
+def _failure_of(failure: flow_run_pb2.Failure) -> Failure:
     return Failure(
-        type=checks.text(f"{field}.type", failure.type, NAME_CHARACTERS_MAX),
-        message=_told(failure.message),
-        traceback=_told(failure.traceback),
+        type=_storable(failure.type[:NAME_CHARACTERS_MAX]),
+        message=_storable(failure.message[-FAILURE_CHARACTERS_MAX:]),  # its end tells most
+        traceback=_storable(failure.traceback[-FAILURE_CHARACTERS_MAX:]),
         exit_code=present(failure, "exit_code"),
         signal=present(failure, "signal"),
     )
 
 
-def _told(text: str) -> str:
-    """What user code said, made fit to be kept: a report of an end is never refused for its words."""
-    return text[-FAILURE_CHARACTERS_MAX:].replace("\0", "\N{REPLACEMENT CHARACTER}")
+def _storable(text: str) -> str:
+    """What was said about an end, without what databases cannot keep: no report of an end is refused for its words."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _states_of(checks: Checks, request: flow_run_service_pb2.ListFlowRunsRequest) -> frozenset[State]:

@@ -1,5 +1,7 @@
 """The process launcher between real supervisors and services on a socket."""
 
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 
 from flowrun.v1.flow_run_service_pb2 import FinishFlowRunRequest
-from penstock.agent.launchers import Ended
+from penstock.agent.launchers import Ended, process
 from penstock.agent.launchers.process import ProcessLauncher
 from penstock.agent.leases import lease_time
 from penstock.agent.run_directory import Assignment, RunDirectory
@@ -15,6 +17,7 @@ from penstock.domain.errors import CredentialInvalid
 from penstock.runtime.serving import Serving
 from tests.agent import small_services
 from tests.agent.small_services import TRACEPARENT, Run, SmallServices
+from tests.agent.waiting import until
 
 READS_ALL = """
 cat "$(dirname "$PENSTOCK_PARAMETERS_FILE")"/*
@@ -123,6 +126,54 @@ async def test_a_reporter_that_comes_second_leaves_the_directory_alone(
     assert directory.take_charge() is not None
     end = await found.ended
 
+    assert end.how is Ended.UNREPORTED
+    assert directory.recorded_exit() is not None
+
+
+async def test_a_reporter_that_is_asked_to_stop_reports_all_the_same(
+    services: SmallServices, launcher: ProcessLauncher, tmp_path: Path
+) -> None:
+    """A service that is back within the grace is told; also when that was asked before the reporter could listen."""
+    services.away = {"FinishFlowRun"}
+    run = services.add_run(command=["false"], state="RUNNING")
+    directory = ended_unreported(run, services, tmp_path)
+
+    (found,) = launcher.find()
+    assert await until(lambda: (directory.path / "supervisor.pid").exists())
+    found.stop()
+    await services.until(lambda: "FinishFlowRun" in services.calls)
+    found.hurry()
+    services.away = set()
+    end = await found.ended
+
+    assert end.how is Ended.REPORTED
+    assert run.state == "SUCCEEDED"
+
+
+async def test_whatever_kills_reporters_ends_the_reporting(
+    services: SmallServices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few are started, with pauses; then the end stays recorded, and the run is settled when its lease ends."""
+    monkeypatch.setattr(process, "REPORTER_PAUSES", (0.0, 0.01, 0.01))
+    started = ProcessLauncher(tmp_path, "agent", reports_killed=True)
+    services.away = {"FinishFlowRun"}
+    launched = await started.start(assignment_of(services.add_run(command=["sleep", "60"]), services))
+    await launched.started.wait()
+    directory = RunDirectory(next((tmp_path / "runs").iterdir()))
+    killed: set[int] = set()
+
+    def kill_the_next() -> bool:
+        pid = int((directory.path / "supervisor.pid").read_text() or 0)
+        if pid and pid not in killed:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        return launched.ended.done()
+
+    assert await until(kill_the_next)
+    end = await launched.ended
+    started.close()
+
+    assert 4 == len(killed)
     assert end.how is Ended.UNREPORTED
     assert directory.recorded_exit() is not None
 

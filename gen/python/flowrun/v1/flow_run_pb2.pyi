@@ -48,10 +48,10 @@ class _FlowRunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FlowRunS
 class FlowRunState(_FlowRunState, metaclass=_FlowRunStateEnumTypeWrapper):
     """The states of a flow run. This enum may grow.
 
-    SCHEDULED may become SUBMITTED or CANCELLED. SUBMITTED may become RUNNING, SCHEDULED (released or lost), FAILED
-    (could not be deployed) or CANCELLING. RUNNING may become SUCCEEDED, FAILED, SCHEDULED (retried or lost) or
-    CANCELLING. CANCELLING may become CANCELLED, SUCCEEDED or FAILED. The last three are final: only RestartFlowRun leads
-    out of them, to SCHEDULED.
+    SCHEDULED may become SUBMITTED, CANCELLED or FAILED (nobody came to execute it). SUBMITTED may become RUNNING,
+    SCHEDULED (released or lost), FAILED (could not be deployed) or CANCELLING. RUNNING may become SUCCEEDED, FAILED,
+    SCHEDULED (retried or lost) or CANCELLING. CANCELLING may become CANCELLED, SUCCEEDED or FAILED. The last three are
+    final: only RestartFlowRun leads out of them, to SCHEDULED.
     """
 
 FLOW_RUN_STATE_UNSPECIFIED: FlowRunState.ValueType  # 0
@@ -95,7 +95,9 @@ class _TransitionCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     TRANSITION_CAUSE_UNDEPLOYABLE: _TransitionCause.ValueType  # 7
     """It was given back too often without ever starting."""
     TRANSITION_CAUSE_LOST: _TransitionCause.ValueType  # 8
-    """Its holder fell silent until the lease expired."""
+    """Its holder fell silent until the lease expired; or, of a run that is executed without an agent, no process asked for
+    it within 5 minutes of its being due.
+    """
     TRANSITION_CAUSE_CANCEL_ASKED: _TransitionCause.ValueType  # 9
     """Somebody asked for it to be cancelled."""
     TRANSITION_CAUSE_UNCONFIRMED: _TransitionCause.ValueType  # 10
@@ -125,7 +127,9 @@ TRANSITION_CAUSE_RELEASED: TransitionCause.ValueType  # 6
 TRANSITION_CAUSE_UNDEPLOYABLE: TransitionCause.ValueType  # 7
 """It was given back too often without ever starting."""
 TRANSITION_CAUSE_LOST: TransitionCause.ValueType  # 8
-"""Its holder fell silent until the lease expired."""
+"""Its holder fell silent until the lease expired; or, of a run that is executed without an agent, no process asked for
+it within 5 minutes of its being due.
+"""
 TRANSITION_CAUSE_CANCEL_ASKED: TransitionCause.ValueType  # 9
 """Somebody asked for it to be cancelled."""
 TRANSITION_CAUSE_UNCONFIRMED: TransitionCause.ValueType  # 10
@@ -562,7 +566,7 @@ class Failure(_message.Message):
     SIGNAL_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     """What kind of failure, as the run's language names it ("ValueError"); empty when it left no name.
-    At most 255 characters.
+    At most 255 characters; more is cut.
     """
     message: _builtins.str
     """What it said. At most 16,384 characters; more is cut at the front, because the end tells most."""

@@ -654,7 +654,7 @@ class Stopped(_message.Message):
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     message: _builtins.str
-    """How it went, in words; may be empty. At most 1,000 characters."""
+    """How it went, in words; may be empty. At most 1,000 characters; more is cut."""
     def __init__(
         self,
         *,

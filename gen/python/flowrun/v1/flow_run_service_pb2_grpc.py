@@ -202,8 +202,8 @@ class FlowRunServiceServicer:
         Idempotent: it names the final version, and a repeat returns the run as it is now.
 
         Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
-        ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
-        children of a cancelled run are still to be told.
+        ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / CHILDREN_LIVE while
+        children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,8 +213,8 @@ class FlowRunServiceServicer:
         """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
         Idempotent.
 
-        Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
-        children of a cancelled run are still to be told.
+        Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / CHILDREN_LIVE while
+        children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -99,15 +99,15 @@ class FlowRunServiceStub:
     Idempotent: it names the final version, and a repeat returns the run as it is now.
 
     Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
-    ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
-    children of a cancelled run are still to be told.
+    ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / CHILDREN_LIVE while
+    children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
     """
     DeleteFlowRun: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.DeleteFlowRunRequest, _flow_run_service_pb2.DeleteFlowRunResponse]
     """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
     Idempotent.
 
-    Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
-    children of a cancelled run are still to be told.
+    Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / CHILDREN_LIVE while
+    children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
     """
     ListTransitions: _grpc.UnaryUnaryMultiCallable[_flow_run_service_pb2.ListTransitionsRequest, _flow_run_service_pb2.ListTransitionsResponse]
     """Lists the transitions of a run, oldest first. Changes nothing.
@@ -194,15 +194,15 @@ class FlowRunServiceAsyncStub(FlowRunServiceStub):
     Idempotent: it names the final version, and a repeat returns the run as it is now.
 
     Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
-    ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
-    children of a cancelled run are still to be told.
+    ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / CHILDREN_LIVE while
+    children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
     """
     DeleteFlowRun: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.DeleteFlowRunRequest, _flow_run_service_pb2.DeleteFlowRunResponse]  # type: ignore[assignment]
     """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
     Idempotent.
 
-    Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
-    children of a cancelled run are still to be told.
+    Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / CHILDREN_LIVE while
+    children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
     """
     ListTransitions: _aio.UnaryUnaryMultiCallable[_flow_run_service_pb2.ListTransitionsRequest, _flow_run_service_pb2.ListTransitionsResponse]  # type: ignore[assignment]
     """Lists the transitions of a run, oldest first. Changes nothing.
@@ -340,8 +340,8 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotent: it names the final version, and a repeat returns the run as it is now.
 
         Refuses with NOT_FOUND / FLOW_RUN_NOT_FOUND; with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with
-        ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / UNAVAILABLE while
-        children of a cancelled run are still to be told.
+        ABORTED / VERSION_STALE when that is not the version at which the run ended; with UNAVAILABLE / CHILDREN_LIVE while
+        children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
         """
 
     @_abc_1.abstractmethod
@@ -353,8 +353,8 @@ class FlowRunServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a finished run with its history and logs. Its idempotency key stays, and never makes another run.
         Idempotent.
 
-        Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / UNAVAILABLE while
-        children of a cancelled run are still to be told.
+        Refuses with FAILED_PRECONDITION / FLOW_RUN_LIVE a run that is not final; with UNAVAILABLE / CHILDREN_LIVE while
+        children of a cancelled run are still to be cancelled with it (retry as RetryInfo says).
         """
 
     @_abc_1.abstractmethod

@@ -118,7 +118,8 @@ class FlowServiceServicer:
     def RegisterFlow(self, request, context):
         """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
         flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
-        flow returns that flow with `created = false`.
+        flow returns that flow with `created = false`. One that is repeated late, after another version was registered, makes
+        its own version live again, so machinery does not repeat it.
 
         Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
         """

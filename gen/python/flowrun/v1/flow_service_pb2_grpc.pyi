@@ -48,7 +48,8 @@ class FlowServiceStub:
     RegisterFlow: _grpc.UnaryUnaryMultiCallable[_flow_service_pb2.RegisterFlowRequest, _flow_service_pb2.RegisterFlowResponse]
     """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
     flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
-    flow returns that flow with `created = false`.
+    flow returns that flow with `created = false`. One that is repeated late, after another version was registered, makes
+    its own version live again, so machinery does not repeat it.
 
     Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
     """
@@ -112,7 +113,8 @@ class FlowServiceAsyncStub(FlowServiceStub):
     RegisterFlow: _aio.UnaryUnaryMultiCallable[_flow_service_pb2.RegisterFlowRequest, _flow_service_pb2.RegisterFlowResponse]  # type: ignore[assignment]
     """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
     flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
-    flow returns that flow with `created = false`.
+    flow returns that flow with `created = false`. One that is repeated late, after another version was registered, makes
+    its own version live again, so machinery does not repeat it.
 
     Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
     """
@@ -191,7 +193,8 @@ class FlowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_flow_service_pb2.RegisterFlowResponse, _abc.Awaitable[_flow_service_pb2.RegisterFlowResponse]]:
         """Registers a version of a flow: creates the project and the group that are missing, makes version n + 1 the live
         flow and archives the one before, all in one transaction. Idempotent: a registration with the digest of the live
-        flow returns that flow with `created = false`.
+        flow returns that flow with `created = false`. One that is repeated late, after another version was registered, makes
+        its own version live again, so machinery does not repeat it.
 
         Refuses with NOT_FOUND / FLOW_GROUP_NOT_FOUND a group that is named by its id.
         """

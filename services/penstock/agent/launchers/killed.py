@@ -18,8 +18,9 @@ _GLANCE_SECONDS: Final = 0.01
 async def can_be_reported(directory: RunDirectory, code: int) -> bool:
     """Whether it is recorded, now or before, how the run of a killed supervisor ended.
 
-    Only the execution that was started may end its lease, and only once none of its code is left: a successor could
-    begin at once.
+    Only the execution that was started may end its lease, and only once nothing is left of the process group of its
+    body: a successor could begin at once. What the code moved to a group of its own is not looked for, here as little
+    as when a lease ends.
     """
     if directory.recorded_exit() is not None:
         return True

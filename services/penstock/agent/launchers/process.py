@@ -21,6 +21,9 @@ from penstock.runtime.settings import SettingsError, environment
 
 _LOGGER: Final = logging.getLogger("penstock.agent")
 
+# How long to wait before each process that is started to answer for a supervisor that was killed. They are so many:
+# whatever kills them all would kill the next one as well.
+REPORTER_PAUSES: Final = (0.0, 1.0, 5.0)
 # A supervisor that is no child of ours tells nobody when it ends.
 _GLANCE_SECONDS: Final = 0.5
 
@@ -34,8 +37,9 @@ _ENDS: Final[dict[int, Ended]] = {
 class ProcessLauncher:
     """Starts `python -m penstock.agent.supervisor` for each run.
 
-    One that `reports_killed` answers for supervisors that are killed: it reports how their runs ended as soon as it is
-    certain that no code of these goes on, where otherwise that is settled when the lease ends.
+    One that `reports_killed` answers for supervisors that are killed: it reports how their runs ended as soon as
+    nothing is left of the process groups of these, where otherwise that is settled when the lease ends. Supervisors
+    have a line to the terminal, if there is one, which is closed with the launcher.
     """
 
     def __init__(
@@ -54,7 +58,8 @@ class ProcessLauncher:
         self._watching: set[asyncio.Task[None]] = set()
         self._lock_file = data_dir / "agents" / agent_id
         try:
-            self._lock_file.parent.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+            for directory in (self._lock_file.parent, data_dir / "runs"):
+                directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
             # Held for the life of this process, so that no other agent adopts what is ours.
             self._lock = lock(self._lock_file)
         except OSError as error:
@@ -66,6 +71,9 @@ class ProcessLauncher:
         """Let the next agent of this machine adopt what still runs."""
         for task in self._watching:
             task.cancel()
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
         self._lock_file.unlink(missing_ok=True)
         if self._lock is not None:
             os.close(self._lock)
@@ -75,7 +83,8 @@ class ProcessLauncher:
         try:
             directory = RunDirectory.create(self._data_dir, assignment)
             try:
-                return self._start_supervisor(directory, assignment)
+                with self._terminal.lent() if self._terminal else contextlib.nullcontext() as terminal:
+                    return self._start_supervisor(directory, assignment, terminal=terminal)
             except OSError:
                 directory.remove()
                 raise
@@ -107,24 +116,27 @@ class ProcessLauncher:
                 directory.remove()
         return found
 
-    def _start_supervisor(self, directory: RunDirectory, assignment: Assignment, *, begun: bool = False) -> Launched:
-        terminal = self._terminal or ()
+    def _start_supervisor(
+        self, directory: RunDirectory, assignment: Assignment, *, terminal: int | None = None, reporters: int = 0
+    ) -> Launched:
+        """Start a supervisor with a line to the terminal, or one that reports as so many did before, itself counted."""
+        passed = [] if terminal is None else [terminal]
         with open(directory.output_file, "ab") as output:
             # Not a process of asyncio's: that would be killed when its transport is forgotten.
             process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "penstock.agent.supervisor", str(directory.path), *map(str, terminal)],
+                [sys.executable, "-m", "penstock.agent.supervisor", str(directory.path), *map(str, passed)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 env={name: value for name, value in environment().items() if name != "PENSTOCK_TOKEN"},
-                pass_fds=terminal,
+                pass_fds=passed,
                 start_new_session=True,
             )
         _hand_over(self._token, process)
         launched = Launched(assignment, stop=process.terminate, hurry=partial(process.send_signal, HURRY))
-        if begun:
+        if reporters:
             launched.started.set()
-        self._watch(self._watch_child(process, directory, launched), launched)
+        self._watch(self._watch_child(process, directory, launched, reporters), launched)
         return launched
 
     def _adopt(self, directory: RunDirectory, assignment: Assignment, *, restart: bool = False) -> Launched:
@@ -135,23 +147,27 @@ class ProcessLauncher:
         self._watch(watching, launched)
         return launched
 
-    async def _report_again(self, directory: RunDirectory, launched: Launched) -> None:
-        """Start a supervisor that finds a recorded end, and so does nothing but report it."""
+    async def _report_again(self, directory: RunDirectory, launched: Launched, reporters: int = 0) -> None:
+        """Start a supervisor that finds a recorded end, and so does nothing but report it, after so many others."""
+        await asyncio.sleep(REPORTER_PAUSES[reporters])
         try:
-            reporter = self._start_supervisor(directory, launched.assignment, begun=True)
+            reporter = self._start_supervisor(directory, launched.assignment, reporters=reporters + 1)
         except OSError as error:
             launched.ended.set_result(End(Ended.UNREPORTED, str(error)))
             return
         launched.stop, launched.hurry = reporter.stop, reporter.hurry
         launched.ended.set_result(await reporter.ended)
 
-    async def _watch_child(self, process: subprocess.Popen[bytes], directory: RunDirectory, launched: Launched) -> None:
+    async def _watch_child(
+        self, process: subprocess.Popen[bytes], directory: RunDirectory, launched: Launched, reporters: int
+    ) -> None:
         code = await _ended(process, launched.started)
         begun, recorded = launched.started.is_set(), directory.recorded_exit() is not None
         how = _how_it_ended(code, begun=begun, recorded=recorded, led=directory.was_led_by(process.pid))
         cut_short = begun and how is Ended.UNREPORTED and (code < 0 or not recorded)
-        if self._reports_killed and cut_short and await killed.can_be_reported(directory, code):
-            await self._report_again(directory, launched)
+        answers = self._reports_killed and cut_short and reporters < len(REPORTER_PAUSES)
+        if answers and await killed.can_be_reported(directory, code):
+            await self._report_again(directory, launched, reporters)
             return
         words = "" if code < 0 else directory.last_words()
         keep = recorded and how is Ended.UNREPORTED

@@ -1,0 +1,1 @@
+"""Measurements beside a reference that is taken in the same run; nothing here is a test."""
