@@ -35,15 +35,28 @@ with open(sys.argv[2], "w") as file:
     file.write(answer + "\\\\n")
 '''
 
-async def lend(witness):
+async def lend(witness, then=lambda: None):
     terminal = own_terminal()
     with terminal.lent() as line:
         process = subprocess.Popen([sys.executable, "-c", CODE, str(line), witness], pass_fds=[line])
+    then()
     await asyncio.to_thread(process.wait)
     terminal.close()
 """
 TAKES_THE_REST = "asyncio.run(lend(sys.argv[1]))\nprint('left:', sys.stdin.readline())\n"
-OUTLIVES_IT = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nasyncio.run(lend(sys.argv[1]))\n"
+# Another program has the foreground for a while, and reads nothing.
+GOES_AWAY = """
+def away():
+    os.tcsetpgrp(0, other.pid)
+    print("away", flush=True)
+    asyncio.get_running_loop().call_later(2, os.tcsetpgrp, 0, os.getpgrp())
+
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+other = subprocess.Popen(["sleep", "60"], process_group=0)
+asyncio.run(lend(sys.argv[1], away))
+other.kill()
+"""
+OUTLIVES_IT = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignal.alarm(60)\nasyncio.run(lend(sys.argv[1]))\n"
 
 
 class Person:
@@ -143,6 +156,17 @@ async def test_only_what_was_asked_for_is_read(person: Callable[[str], Person]) 
 
     assert "answered Aare" == await sitting.answer()
     sitting.until("left: ls")
+
+
+async def test_nothing_is_read_in_the_background(person: Callable[[str], Person]) -> None:
+    """What waits for an answer goes on waiting until the command is back."""
+    sitting = person(GOES_AWAY)
+
+    sitting.until("away")
+    sitting.until("What? ")
+    sitting.type("Aare\n")
+
+    assert "answered Aare" == await sitting.answer()
 
 
 async def test_the_end_of_input_is_handed_over(person: Callable[[str], Person]) -> None:

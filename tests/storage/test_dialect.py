@@ -1,6 +1,7 @@
 """What the two databases do alike, each in its own words."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -148,9 +149,59 @@ async def test_labels_are_written_as_one_value(database: Database) -> None:
     assert kept == [(), ("a",), ("a", "b"), ("a", "b", "c")]
 
 
+async def test_texts_are_kept_as_they_are(database: Database) -> None:
+    """Whatever means something in an array or in a string: many rows are written as one array of each column."""
+    texts = (
+        "",
+        "NULL",
+        "null",
+        '"',
+        "\\",
+        '\\"',
+        "{}",
+        "{a,b}",
+        ",",
+        " ",
+        "\n",
+        "'",
+        "$1",
+        "%s",
+        "ķ",
+        "\N{OTTER}",
+        '{"a":"b\\\\"}',
+    )
+    rows = [a_limit(each) for each in texts]
+
+    await database.run(lambda tx: insert_many(tx.conn, concurrency_limits, rows))
+
+    kept = await database.read(lambda tx: set(tx.conn.scalars(select(concurrency_limits.c.label))))
+    assert set(texts) == kept
+
+
+async def test_a_text_is_not_written_quote_by_quote(database: Database) -> None:
+    """However many quotes it holds, as JSON does, it is handed over with few calls."""
+    calls = 0
+
+    def counting(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    def work(tx: Transaction) -> None:
+        insert_many(tx.conn, lanes, [a_lane(b"warm")])
+        sys.setprofile(counting)
+        try:
+            insert_many(tx.conn, lanes, [a_lane(b"digest") | {"labels": ('"' * 100_000,)}])
+        finally:
+            sys.setprofile(None)
+
+    await database.run(work)
+
+    assert 0 < calls < 10_000
+
+
 async def test_tables_have_statements_of_their_own(database: Database) -> None:
     """What is prepared for one table and its columns is not used for another."""
-    limit = {"tenant_id": DEFAULT_TENANT, "label": "gpu", "slots": 3}
+    limit = a_limit("gpu")
 
     await database.run(lambda tx: insert_many(tx.conn, log_heads, [a_head()]))
     fresh = await database.run(lambda tx: insert_unless_present(tx.conn, concurrency_limits, [limit]))
@@ -164,6 +215,10 @@ SUM_OF_POSITIONS = select(func.sum(log_heads.c.last_position))
 
 def a_head() -> dict[str, Any]:
     return {"tenant_id": DEFAULT_TENANT, "flow_run_id": an_id(), "first_position": 1, "last_position": 0}
+
+
+def a_limit(label: str) -> dict[str, Any]:
+    return {"tenant_id": DEFAULT_TENANT, "label": label, "slots": 3}
 
 
 def a_lane(digest: bytes) -> dict[str, Any]:

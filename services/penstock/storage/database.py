@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pendulum
+import psycopg
 from pendulum import DateTime
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from psycopg.types.array import ListBinaryDumper
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -149,14 +151,7 @@ def open_engine(url: str, *, connections: int) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(url, connections)
-    return create_engine(
-        parsed,
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=TICKET_WAIT_MAX.total_seconds(),
-        isolation_level="READ COMMITTED",
-        connect_args={"options": "-c timezone=UTC", "application_name": "penstock", **PROMPTLY},
-    )
+    return _open_postgresql(parsed, connections)
 
 
 def sqlite_path(engine: Engine) -> Path | None:
@@ -178,6 +173,24 @@ def is_away(error: DBAPIError) -> bool:
     busy = "locked" in str(error.orig) or "unable to open" in str(error.orig)
     unanswered = "sqlite" not in type(error.orig).__module__ and getattr(error.orig, "sqlstate", None) is None
     return busy or unanswered
+
+
+def _open_postgresql(url: URL, connections: int) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=TICKET_WAIT_MAX.total_seconds(),
+        isolation_level="READ COMMITTED",
+        connect_args={"options": "-c timezone=UTC", "application_name": "penstock", **PROMPTLY},
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: psycopg.Connection, _record: object) -> None:
+        # As text, every quote in an element of an array would be escaped by a call: half a megabyte of JSON has many.
+        connection.adapters.register_dumper(list, ListBinaryDumper)
+
+    return engine
 
 
 def _open_sqlite(url: str, connections: int) -> Engine:

@@ -305,7 +305,7 @@ class Refusal(_message.Message):
     code: _builtins.int
     """The number of the gRPC status code."""
     reason: _builtins.str
-    """The reason, UPPER_SNAKE, as in ErrorInfo."""
+    """The reason, UPPER_SNAKE, as in ErrorInfo; empty for INTERNAL, a mistake of the server's."""
     message: _builtins.str
     """The sentence for a person."""
     @_builtins.property
