@@ -75,19 +75,27 @@ async def test_it_tells_and_offers_until_it_is_told_to_stop(engine: Engine, data
             flow_run_id=str(later.id),
             offers_max=1,
         )
+        # Asked before the other poll, so it waits in the process by the time that one is answered.
+        waiting = asyncio.ensure_future(stub.LeaseFlowRuns(without_held(asked)))
         polling = asyncio.ensure_future(stub.LeaseFlowRuns(asked))
         for lease in leases:
             await ask_to_stop(database, lease)
 
         assert {lease.fence for lease in leases} == {each.fence for each in await agent.hear_stops(2)}
         assert [to_proto(leases[1])] == list((await polling).stopping)
-        del asked.hello.held[:]
-        polling = asyncio.ensure_future(stub.LeaseFlowRuns(asked))
-        await agent.hear_echo()
         process.send_signal(signal.SIGTERM)
-        answer = await polling
+        answer = await waiting
         code = await process.wait()
 
     database.close()
     assert pb.LeaseFlowRunsResponse() == answer
     assert 0 == code
+
+
+def without_held(asked: pb.LeaseFlowRunsRequest) -> pb.LeaseFlowRunsRequest:
+    """The same poll by an agent that holds nothing."""
+    other = pb.LeaseFlowRunsRequest()
+    other.CopyFrom(asked)
+    other.hello.agent_id = str(uuid4())
+    del other.hello.held[:]
+    return other
